@@ -1,0 +1,1 @@
+"""Benchmarks: every figure we state is printed by one of these."""

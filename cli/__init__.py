@@ -1,0 +1,1 @@
+"""One noun-verb command, `pilotfish`."""

@@ -1,0 +1,1 @@
+"""The cloud: picks jobs up, verifies them in one forward pass, replies. Never imports edge_agent."""

@@ -1,0 +1,1 @@
+"""Inference engines behind one `Verifier`; each imports its library at use."""

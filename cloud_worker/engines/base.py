@@ -1,0 +1,90 @@
+"""What a worker wants from an inference engine: prefix, draft and parameters in, the target's draws out.
+
+An engine is stepped, not called: `submit` queues a request, every `step` advances all of them by one forward
+pass at most, and returns what became known. So concurrent jobs share steps. An engine is synchronous, owned by one
+thread of one process (`engine_process.py`), and knows nothing of Redis, sessions' epochs or replies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from pilotfish.protocol.messages import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a worker publishes about its engine; `fingerprint` covers weights, dtype, engine and version (hex)."""
+
+    engine: str
+    version: str
+    fingerprint: str
+    vocab_size: int
+    context: int  # tokens, prompt and answer together
+    draft_max: int  # K_max: longest draft of one round
+    model: str  # a name for people
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyRequest:
+    """One round: `prefix` are all ids before base (at least one), `draft` the 0..K_max ids to check.
+
+    After the round the engine decodes on for `continue_tokens` tokens, or until it draws one of `stop_ids`
+    (which is emitted). A stop id inside the round itself ends nothing: the edge truncates, but no continuation follows it.
+    """
+
+    request_id: str
+    session: str
+    prefix: list[int]
+    draft: list[int] = field(default_factory=list)
+    sampling: Sampling = field(default_factory=Sampling)
+    continue_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyEvent:
+    """Draws that became known for a request, in order. The first event of a round holds accepted + 1 draws.
+
+    `rows` are the positions computed for it (prefix tail included), `steps` the forward passes it took part in,
+    `cached` the prefix rows that were not computed again. `done` ends the request. `error` (a sentence) ends it without draws.
+    """
+
+    request_id: str
+    draws: list[int]
+    accepted: int = 0
+    rows: int = 0
+    steps: int = 0
+    cached: int = 0
+    done: bool = True
+    error: str = ""
+
+
+class Verifier(ABC):
+    """A target model that says what it itself would have drawn."""
+
+    info: EngineInfo
+
+    @abstractmethod
+    def submit(self, request: VerifyRequest) -> None:
+        """Queue one request. Raises RequestRefused (with the sentence) if it can never be served."""
+
+    @abstractmethod
+    def step(self) -> list[VerifyEvent]:
+        """Advance every queued request by at most one forward pass; [] when nothing became known or nothing is queued."""
+
+    @abstractmethod
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored. No event follows."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """True while some request waits for a step."""
+
+    def forget(self, session: str) -> None:  # noqa: B027  an engine without per-session state has nothing to do
+        """Drop whatever is kept for a session."""
+
+    def close(self) -> None:  # noqa: B027
+        """Release the model."""

@@ -1,0 +1,1 @@
+"""The device: drafts, decides, owns the session. Never imports cloud_worker."""

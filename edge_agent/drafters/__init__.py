@@ -1,0 +1,1 @@
+"""Sources of draft tokens behind one small interface."""

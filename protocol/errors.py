@@ -1,0 +1,148 @@
+"""Every error pilotfish raises, one page. A sentence says what failed and what to do.
+
+    PilotfishError                 anything of ours; `code` travels on the wire, `exit_code` leaves the CLI
+    ├── UsageError                 the caller asked for something that cannot be (exit 2)
+    │   ├── SettingsError          a flag, variable or file that names or holds something wrong
+    │   ├── PromptTooLong          the prompt and the room for an answer exceed the context
+    │   └── EmptyPrompt            nothing to continue
+    ├── InvalidMessage             bytes from the wire that are not a message of ours
+    ├── ModelError                 a model file that cannot be loaded
+    │   └── PairMismatch           draft and target disagree about the vocabulary
+    ├── BrokerError                Redis cannot be used (exit 3)
+    │   ├── BrokerUnreachable      nothing answers at the URL
+    │   └── BrokerRefused          Redis answers and says no (password, ACL)
+    ├── CloudError                 the cloud did not answer, or refused (exit 3)
+    │   ├── NoWorker               no live worker serves the target
+    │   ├── NoAgent                no live agent takes submitted prompts
+    │   ├── JobRefused             a worker answered a job with an error code
+    │   └── DeadlineExceeded       time ran out while waiting for a verdict
+    ├── EngineError                an inference engine failed
+    │   └── RequestRefused         the engine will not take this one request; others are unaffected
+    └── Cancelled                  the user stopped the request (exit 130)
+"""
+
+from __future__ import annotations
+
+
+class PilotfishError(Exception):
+    """Base of the tree. `str(error)` is the sentence shown to a person."""
+
+    code = "internal"
+    exit_code = 1
+
+
+class UsageError(PilotfishError):
+    """The caller asked for something that cannot be."""
+
+    code = "bad_request"
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A setting has an unknown name or an impossible value."""
+
+    code = "bad_setting"
+
+
+class PromptTooLong(UsageError):
+    """The prompt and the room for an answer exceed the context."""
+
+    code = "too_long"
+
+
+class EmptyPrompt(UsageError):
+    """There is nothing to continue."""
+
+    code = "empty_prompt"
+
+
+class InvalidMessage(PilotfishError):
+    """Bytes from the wire that are not a message of ours; `decode` raises this and nothing else."""
+
+    code = "invalid_message"
+
+
+class ModelError(PilotfishError):
+    """A model file cannot be loaded."""
+
+    code = "bad_model"
+    exit_code = 2
+
+
+class PairMismatch(ModelError):
+    """Draft and target disagree about the vocabulary; names the first differing token."""
+
+    code = "pair_mismatch"
+
+
+class BrokerError(PilotfishError):
+    """Redis cannot be used."""
+
+    code = "broker"
+    exit_code = 3
+
+
+class BrokerUnreachable(BrokerError):
+    """Nothing answers at the Redis URL."""
+
+    code = "broker_unreachable"
+
+
+class BrokerRefused(BrokerError):
+    """Redis answers and says no: password, ACL, memory."""
+
+    code = "broker_refused"
+
+
+class CloudError(PilotfishError):
+    """The cloud did not answer, or refused."""
+
+    code = "cloud"
+    exit_code = 3
+
+
+class NoWorker(CloudError):
+    """No live worker serves the target."""
+
+    code = "no_worker"
+
+
+class NoAgent(CloudError):
+    """No live agent takes submitted prompts."""
+
+    code = "no_agent"
+
+
+class JobRefused(CloudError):
+    """A worker answered a job with an error code (kept in `wire_code`)."""
+
+    code = "job_refused"
+
+    def __init__(self, wire_code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.wire_code = wire_code
+
+
+class DeadlineExceeded(CloudError):
+    """Time ran out while waiting for a verdict."""
+
+    code = "deadline"
+
+
+class EngineError(PilotfishError):
+    """An inference engine failed; jobs it held get an error reply."""
+
+    code = "engine_failed"
+
+
+class RequestRefused(EngineError):
+    """The engine will not take this one request; the others are unaffected."""
+
+    code = "refused"
+
+
+class Cancelled(PilotfishError):
+    """The user stopped the request."""
+
+    code = "cancelled"
+    exit_code = 130

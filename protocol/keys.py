@@ -1,0 +1,103 @@
+"""Every Redis key, one page: type, life time, owner. Nothing else in the tree spells a key.
+
+    key                                     type    life          owner (who writes, who removes)
+    pf:tenants                              set     for ever      operator; re-read by workers each second
+    pf:targets                              hash    for ever      workers: name -> fingerprint (text)
+    pf:<target>:pair                        string  PAIR_TTL_MS   workers of the target, renewed by their beat
+    pf:<target>:w:<worker>                  hash    BEAT_TTL_MS   that worker's beat (text, for people)
+    pf:<target>:jobs:<tenant>:any           stream  JOBS_TTL_MS   agents add, any worker takes; renewed by beats
+    pf:<target>:jobs:<tenant>:<worker>      stream  JOBS_TTL_MS   agents add, that worker (or a peer, once it is dead) takes
+    pf:<target>:dlq                         stream  DLQ_TTL_MS    workers: jobs given up after DELIVERIES_MAX deliveries
+    pf:rep:<tenant>:<agent>                 stream  REPLY_TTL_MS  workers add, that agent reads
+    pf:a:<tenant>:<agent>                   hash    BEAT_TTL_MS   that agent's beat (text, for people)
+    pf:prompts:<tenant>                     stream  JOBS_TTL_MS   shells add, any agent takes; renewed by agents' beats
+    pf:out:<tenant>:<request>               stream  OUT_TTL_MS    the agent that took the prompt
+    arq:*                                   arq's own zset path (cron, deferred and admin jobs); owned by arq
+
+`target` is the first 16 hex digits of the target's fingerprint. Payloads are msgpack (`codec.py`), beats plain text.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PREFIX: Final = "pf"
+GROUP_WORKERS: Final = "workers"
+GROUP_AGENTS: Final = "agents"
+ANY: Final = "any"
+
+BEAT_TTL_MS: Final = 3_000
+BEAT_EVERY_MS: Final = 500
+PAIR_TTL_MS: Final = 3_600_000
+JOBS_TTL_MS: Final = 3_600_000
+REPLY_TTL_MS: Final = 60_000
+REPLY_MAXLEN: Final = 256
+OUT_TTL_MS: Final = 3_600_000
+DLQ_TTL_MS: Final = 7 * 86_400_000
+DLQ_MAXLEN: Final = 1_000
+
+LEASE_MS: Final = 1_000
+SWEEP_MS: Final = 250
+DELIVERIES_MAX: Final = 3
+
+# fields of a stream entry
+FIELD_AGENT: Final = "a"  # who gets the reply, readable even when the payload is not
+FIELD_MESSAGE: Final = "m"  # one msgpack message
+
+TENANTS: Final = f"{PREFIX}:tenants"
+TARGETS: Final = f"{PREFIX}:targets"
+
+
+def pair(target: str) -> str:
+    """Chat template and id -> bytes table of a target."""
+    return f"{PREFIX}:{target}:pair"
+
+
+def beat(target: str, worker: str) -> str:
+    """One worker's beat."""
+    return f"{PREFIX}:{target}:w:{worker}"
+
+
+def beats(target: str) -> str:
+    """SCAN pattern of every worker's beat of a target ('*' for every target)."""
+    return f"{PREFIX}:{target}:w:*"
+
+
+def jobs(target: str, tenant: str, worker: str = ANY) -> str:
+    """Ingress stream of one tenant, for one worker or for any."""
+    return f"{PREFIX}:{target}:jobs:{tenant}:{worker}"
+
+
+def jobs_of_tenant(target: str, tenant: str) -> str:
+    """SCAN pattern of a tenant's ingress streams ('*' for every tenant)."""
+    return f"{PREFIX}:{target}:jobs:{tenant}:*"
+
+
+def dead_letters(target: str) -> str:
+    """Jobs given up."""
+    return f"{PREFIX}:{target}:dlq"
+
+
+def replies(tenant: str, agent: str) -> str:
+    """Everything workers and shells say to one agent."""
+    return f"{PREFIX}:rep:{tenant}:{agent}"
+
+
+def agent_beat(tenant: str, agent: str) -> str:
+    """One agent's beat."""
+    return f"{PREFIX}:a:{tenant}:{agent}"
+
+
+def agent_beats(tenant: str) -> str:
+    """SCAN pattern of a tenant's agents."""
+    return f"{PREFIX}:a:{tenant}:*"
+
+
+def prompts(tenant: str) -> str:
+    """Prompts waiting for an agent."""
+    return f"{PREFIX}:prompts:{tenant}"
+
+
+def output(tenant: str, request: str) -> str:
+    """Everything an agent says about one submitted prompt."""
+    return f"{PREFIX}:out:{tenant}:{request}"

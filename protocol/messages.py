@@ -1,0 +1,245 @@
+"""Every message that crosses the broker, one page.
+
+Edge to worker:  VerifyJob, Cancel, Close         Worker to edge:  Verdict, Refusal
+Shell to agent:  Prompt, CancelRequest            Agent to shell:  Accepted, Text, Finished, Failed
+
+Rules of the page: models are frozen, fields have bounds, unknown fields are refused. Token ids cross the
+wire, probabilities never do. Times are relative milliseconds; nobody trusts another's clock. This module
+knows nothing of Redis or of bytes: `codec.py` turns a message into msgpack and back, `keys.py` says where it goes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_TOKEN_ID = 2**31 - 1
+MAX_CONTEXT = 1 << 18
+MAX_DRAFT = 256
+SEED_MAX = 2**64 - 1
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MAX_CONTEXT, strict=True)]
+Millis = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+SessionId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Digest = Annotated[bytes, Field(min_length=16, max_length=16, strict=True)]
+
+Mode = Literal["exact", "cloud_only", "edge_only"]
+OnCloudLoss = Literal["wait", "local"]
+Origin = Literal["local", "accepted", "corrected", "continued"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Message(BaseModel):
+    """Base of every message: immutable, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64")
+
+
+class Sampling(Message):
+    """The parameters of the coupled draw (`protocol/sampling.py`). T = 0 means argmax; 0 and 1 switch filters off."""
+
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX, strict=True)] = 0
+
+
+# --- edge -> worker ------------------------------------------------------------------------------------------
+
+
+class VerifyJob(Message):
+    """Verify `draft` after the first `base` tokens of a session, then decode `continue_tokens` more.
+
+    `ids` are the tokens [offset, base) that the serving worker may not have seen; offset 0 carries everything.
+    The reply asserts the target's draws for [base, base + accepted + 1 + continued).
+    """
+
+    type: Literal["verify"] = "verify"
+    agent: Name
+    boot: Name
+    session: SessionId
+    epoch: Count
+    round: Annotated[int, Field(ge=0, le=2**53, strict=True)]
+    base: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)]
+    digest: Digest
+    offset: Count
+    ids: Annotated[tuple[TokenId, ...], Field(max_length=MAX_CONTEXT)]
+    draft: Annotated[tuple[TokenId, ...], Field(max_length=MAX_DRAFT)] = ()
+    continue_tokens: Count = 0
+    sampling: Sampling = Sampling()
+    stop_ids: Annotated[tuple[TokenId, ...], Field(max_length=32)] = ()
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 30_000
+
+
+class Cancel(Message):
+    """Stop whatever runs for this session; no reply is owed."""
+
+    type: Literal["cancel"] = "cancel"
+    agent: Name
+    boot: Name
+    session: SessionId
+
+
+class Close(Message):
+    """The session is over; a worker may forget it."""
+
+    type: Literal["close"] = "close"
+    agent: Name
+    boot: Name
+    session: SessionId
+
+
+# --- worker -> edge ------------------------------------------------------------------------------------------
+
+
+class Verdict(Message):
+    """The target's draws for [base, base + len(draws)); the first `accepted` equal the draft.
+
+    A continuation answers in chunks: `seq` counts them, each with its own base and digest; `last` ends the job.
+    `rows` and `steps` are what the engine computed for this message, `cached` the prefix rows it did not.
+    """
+
+    type: Literal["verdict"] = "verdict"
+    boot: Name
+    session: SessionId
+    epoch: Count
+    round: Annotated[int, Field(ge=0, le=2**53, strict=True)]
+    seq: Count = 0
+    last: bool = True
+    base: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)]
+    digest: Digest
+    draws: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_CONTEXT)]
+    accepted: Count = 0
+    worker: Name
+    credit: Count = 0
+    queue_ms: Millis = 0.0
+    engine_ms: Millis = 0.0
+    rows: Count = 0
+    steps: Count = 0
+    cached: Count = 0
+
+
+RefusalCode = Literal[
+    "stale",  # this epoch of the session is already rejected: drop the round
+    "need_prefix",  # the worker does not know the session: resend from offset 0
+    "expired",  # older than its own deadline when picked up
+    "invalid_message",  # not a message of ours
+    "bad_request",  # a message of ours that asks for the impossible
+    "too_long",  # the context is full
+    "overloaded",  # the worker is full or draining: try again
+    "engine_failed",  # the engine died or raised: try again
+    "dead_letter",  # delivered too often without an answer: given up
+    "cancelled",  # ended by cancel
+]
+
+
+class Refusal(Message):
+    """A job that got no draws, and why. `session` is empty when the payload could not be read."""
+
+    type: Literal["refusal"] = "refusal"
+    boot: Annotated[str, Field(max_length=64)] = ""
+    session: Annotated[str, Field(max_length=64)] = ""
+    epoch: Count = 0
+    round: Annotated[int, Field(ge=0, le=2**53, strict=True)] = 0
+    code: RefusalCode
+    sentence: Annotated[str, Field(max_length=500)] = ""
+    worker: Name
+    credit: Count = 0
+
+
+# --- shell -> agent ------------------------------------------------------------------------------------------
+
+
+class Prompt(Message):
+    """A prompt submitted from a shell; any live agent of the tenant may take it."""
+
+    type: Literal["prompt"] = "prompt"
+    request: SessionId
+    text: Annotated[str, Field(min_length=1, max_length=1_000_000)]
+    raw: bool = False
+    mode: Mode = "exact"
+    on_cloud_loss: OnCloudLoss | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)] = 256
+    sampling: Sampling = Sampling()
+    draft_tokens: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)] | None = None
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 120_000
+
+
+class CancelRequest(Message):
+    """Stop a submitted prompt; sent to the reply stream of the agent that accepted it."""
+
+    type: Literal["cancel_request"] = "cancel_request"
+    request: SessionId
+
+
+# --- agent -> shell ------------------------------------------------------------------------------------------
+
+
+class Accepted(Message):
+    """An agent has taken the prompt."""
+
+    type: Literal["accepted"] = "accepted"
+    request: SessionId
+    agent: Name
+    prompt_tokens: Count
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX, strict=True)]
+
+
+class Text(Message):
+    """Committed text: `pieces` are decoded strings, one per token, with the origin of each."""
+
+    type: Literal["text"] = "text"
+    request: SessionId
+    ids: tuple[TokenId, ...]
+    pieces: tuple[Annotated[str, Field(max_length=4096)], ...]
+    origins: tuple[Origin, ...]
+
+
+class Summary(Message):
+    """What one generation cost; every count is of tokens unless its name says otherwise."""
+
+    tokens: Count = 0
+    prompt_tokens: Count = 0
+    local: Count = 0
+    accepted: Count = 0
+    corrected: Count = 0
+    continued: Count = 0
+    drafted: Count = 0
+    rounds: Count = 0
+    cloud_rows: Count = 0
+    cloud_steps: Count = 0
+    resends: Count = 0
+    degraded: bool = False
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX, strict=True)] = 0
+    first_token_ms: Millis = 0.0
+    total_ms: Millis = 0.0
+    cloud_ms: Millis = 0.0
+    draft_ms: Millis = 0.0
+
+
+class Finished(Message):
+    """The generation ended by itself or was cancelled."""
+
+    type: Literal["finished"] = "finished"
+    request: SessionId
+    reason: FinishReason
+    summary: Summary
+
+
+class Failed(Message):
+    """The generation could not go on; `code` is that of the error tree."""
+
+    type: Literal["failed"] = "failed"
+    request: SessionId
+    code: Annotated[str, Field(max_length=64)]
+    sentence: Annotated[str, Field(max_length=2000)]
+
+
+ToWorker = VerifyJob | Cancel | Close
+ToEdge = Verdict | Refusal | CancelRequest
+ToAgent = Prompt
+ToShell = Accepted | Text | Finished | Failed
