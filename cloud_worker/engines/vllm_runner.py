@@ -1,0 +1,108 @@
+"""The coupled draw inside vLLM's model runner, and a proposer that proposes nothing. Pinned to vLLM 0.32.0.
+
+vLLM loads both classes by name (`worker_cls`, `speculative_config.model`). `CoupledWorker` replaces one method of its
+own runner object: `_sample`, logits in, sampled ids out. Everything after it (which rows are discarded, what is
+appended) stays upstream's. This module knows nothing of requests beyond the `Sampling` each one carries.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.platforms import current_platform
+from vllm.v1.outputs import SamplerOutput
+
+from pilotfish.cloud_worker.engines.torch_sampling import UNDRAWABLE, draw_rows
+from pilotfish.cloud_worker.engines.vllm_engine import ROUND
+from pilotfish.protocol.errors import EngineError
+
+if TYPE_CHECKING:
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+
+    from pilotfish.protocol.messages import Sampling
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _Worker
+
+_SAMPLE_PARAMETERS = ["self", "logits", "spec_decode_metadata"]
+
+
+class NullProposer:
+    """`method="custom_class"`: vLLM reserves room for drafts and verifies them, but none come from here."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        pass
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def propose(self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [[] for _ in sampled_token_ids]
+
+
+class CoupledWorker(_Worker):  # type: ignore[misc]  # vllm is untyped where it is not installed
+    """The platform's own worker; its model runner draws by the coupled rule."""
+
+    def init_device(self) -> None:
+        super().init_device()
+        install(self.model_runner)
+
+
+def install(runner: Any) -> None:
+    """Put the coupled draw in place of `runner._sample` (vllm/v1/worker/gpu_model_runner.py). Idempotent."""
+    parameters = list(inspect.signature(type(runner)._sample).parameters)
+    if parameters != _SAMPLE_PARAMETERS:
+        raise EngineError(f"the runner's _sample takes {parameters}, not {_SAMPLE_PARAMETERS}: install vllm 0.32.0")
+    runner._sample = partial(sample, runner)
+
+
+def sample(runner: Any, logits: torch.Tensor, spec_decode_metadata: SpecDecodeMetadata) -> SamplerOutput:
+    """logits [rows, vocab] of every scheduled request's last 1 + K rows -> ids [requests, 1 + max K], -1 past the end.
+
+    A request's ids are its accepted drafts and one more draw. Rows of unfinished prefills are drawn as well;
+    `_bookkeeping_sync` discards them, as it does upstream.
+    """
+    rounds = [runner.requests[i].sampling_params.extra_args[ROUND] for i in runner.input_batch.req_ids]
+    counts = torch.tensor(spec_decode_metadata.num_draft_tokens) + 1
+    owner = torch.repeat_interleave(counts)
+    # runner.positions holds the position each row was fed at; its logits predict the token at the next one.
+    positions = runner.positions[spec_decode_metadata.logits_indices] + 1
+    draws = draw_rows(logits.float(), *_parameters([r.sampling for r in rounds], owner, positions))
+    drafted_rows = spec_decode_metadata.target_logits_indices
+    accepted = torch.zeros_like(draws, dtype=torch.bool)
+    accepted[drafted_rows] = draws[drafted_rows] == spec_decode_metadata.draft_token_ids
+    for row in (draws == UNDRAWABLE).nonzero().flatten().tolist():
+        rounds[owner[row]].undrawable = True
+    return SamplerOutput(_until_rejected(draws.clamp_(min=0), accepted, owner, counts), logprobs_tensors=None)
+
+
+def _parameters(chosen: list[Sampling], owner: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """seeds, positions, temperature, top_k, top_p, min_p: one entry per row, the last four on the CPU."""
+    seeds = torch.tensor([s.seed - (s.seed >> 63 << 64) for s in chosen], dtype=torch.int64)
+    top_k = torch.tensor([s.top_k for s in chosen], dtype=torch.int64)
+    reals = torch.tensor([(s.temperature, s.top_p, s.min_p) for s in chosen], dtype=torch.float32)
+    temperature, top_p, min_p = reals[owner].unbind(1)
+    return seeds[owner].to(positions.device), positions, temperature, top_k[owner], top_p, min_p
+
+
+def _until_rejected(
+    draws: torch.Tensor, accepted: torch.Tensor, owner: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """draws [rows] -> int32 [requests, max rows of one]: each request's row, -1 after its first draw that is no draft.
+
+    `owner` [rows] is the request of each row and `counts` [requests] the rows of each, both on the CPU.
+    """
+    column = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    where = owner.to(draws.device), column.to(draws.device)
+    table = torch.full((len(counts), int(counts.max())), -1, dtype=torch.int32, device=draws.device)
+    agrees = torch.zeros_like(table)
+    table[where] = draws.to(torch.int32)
+    agrees[where] = accepted.to(torch.int32)
+    rejected_before = agrees.cumprod(1)[:, :-1] == 0
+    table[:, 1:].masked_fill_(rejected_before, -1)
+    return table
