@@ -2,13 +2,15 @@
 
     key                                     type    life          owner (who writes, who removes)
     pf:tenants                              set     for ever      operator; re-read by workers each second
-    pf:targets                              hash    for ever      workers: name -> fingerprint (text)
+    pf:targets                              hash    for ever      workers: target -> name (text)
     pf:<target>:pair                        string  PAIR_TTL_MS   workers of the target, renewed by their beat
+    pf:<target>:workers                     zset    JOBS_TTL_MS   workers: name -> last beat in Redis ms; peers remove the dead
     pf:<target>:w:<worker>                  hash    BEAT_TTL_MS   that worker's beat (text, for people)
     pf:<target>:jobs:<tenant>:any           stream  JOBS_TTL_MS   agents add, any worker takes; renewed by beats
     pf:<target>:jobs:<tenant>:<worker>      stream  JOBS_TTL_MS   agents add, that worker (or a peer, once it is dead) takes
     pf:<target>:dlq                         stream  DLQ_TTL_MS    workers: jobs given up after DELIVERIES_MAX deliveries
     pf:rep:<tenant>:<agent>                 stream  REPLY_TTL_MS  workers add, that agent reads
+    pf:agents:<tenant>                      zset    JOBS_TTL_MS   agents: name -> last beat in Redis ms
     pf:a:<tenant>:<agent>                   hash    BEAT_TTL_MS   that agent's beat (text, for people)
     pf:prompts:<tenant>                     stream  JOBS_TTL_MS   shells add, any agent takes; renewed by agents' beats
     pf:out:<tenant>:<request>               stream  OUT_TTL_MS    the agent that took the prompt
@@ -26,8 +28,9 @@ GROUP_WORKERS: Final = "workers"
 GROUP_AGENTS: Final = "agents"
 ANY: Final = "any"
 
-BEAT_TTL_MS: Final = 3_000
+BEAT_TTL_MS: Final = 2_000
 BEAT_EVERY_MS: Final = 500
+DEFAULT_TENANT: Final = "default"
 PAIR_TTL_MS: Final = 3_600_000
 JOBS_TTL_MS: Final = 3_600_000
 REPLY_TTL_MS: Final = 60_000
@@ -39,6 +42,7 @@ DLQ_MAXLEN: Final = 1_000
 LEASE_MS: Final = 1_000
 SWEEP_MS: Final = 250
 DELIVERIES_MAX: Final = 3
+BLOCK_MS: Final = 1_000  # Redis checks blocked clients' timeouts every 100 ms; a wake-up is instant
 
 # fields of a stream entry
 FIELD_AGENT: Final = "a"  # who gets the reply, readable even when the payload is not
@@ -58,19 +62,14 @@ def beat(target: str, worker: str) -> str:
     return f"{PREFIX}:{target}:w:{worker}"
 
 
-def beats(target: str) -> str:
-    """SCAN pattern of every worker's beat of a target ('*' for every target)."""
-    return f"{PREFIX}:{target}:w:*"
+def workers(target: str) -> str:
+    """Live workers of a target, by the time of their last beat."""
+    return f"{PREFIX}:{target}:workers"
 
 
 def jobs(target: str, tenant: str, worker: str = ANY) -> str:
     """Ingress stream of one tenant, for one worker or for any."""
     return f"{PREFIX}:{target}:jobs:{tenant}:{worker}"
-
-
-def jobs_of_tenant(target: str, tenant: str) -> str:
-    """SCAN pattern of a tenant's ingress streams ('*' for every tenant)."""
-    return f"{PREFIX}:{target}:jobs:{tenant}:*"
 
 
 def dead_letters(target: str) -> str:
@@ -88,9 +87,9 @@ def agent_beat(tenant: str, agent: str) -> str:
     return f"{PREFIX}:a:{tenant}:{agent}"
 
 
-def agent_beats(tenant: str) -> str:
-    """SCAN pattern of a tenant's agents."""
-    return f"{PREFIX}:a:{tenant}:*"
+def agents(tenant: str) -> str:
+    """Live agents of a tenant, by the time of their last beat."""
+    return f"{PREFIX}:agents:{tenant}"
 
 
 def prompts(tenant: str) -> str:

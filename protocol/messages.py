@@ -190,10 +190,14 @@ class Accepted(Message):
 
 
 class Text(Message):
-    """Committed text: `pieces` are decoded strings, one per token, with the origin of each."""
+    """Committed text from token `start` of the answer on: decoded strings, one per token, with the origin of each.
+
+    A reader skips what it has: another agent that took over a dead one's prompt starts again from token 0.
+    """
 
     type: Literal["text"] = "text"
     request: SessionId
+    start: Count = 0
     ids: tuple[TokenId, ...]
     pieces: tuple[Annotated[str, Field(max_length=4096)], ...]
     origins: tuple[Origin, ...]

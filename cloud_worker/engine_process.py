@@ -1,0 +1,312 @@
+"""The engine in a child process: msgpack frames over a socket pair, a pump on each side, restart when it dies.
+
+A hung or dead engine must not take the worker with it, and a busy engine must not hold the worker's event loop. The
+child (`python -m pilotfish.cloud_worker.engine_process FD`) owns one `Verifier` and steps it while there is work; the
+parent side is asyncio. Frames are small maps; nothing is pickled. Knows engines; nothing of Redis.
+
+    to the child     {"op": "open", ...spec} · {"op": "submit", ...request} · {"op": "cancel", "id"} · {"op": "forget", "session"}
+    to the parent    {"op": "ready", ...info} · {"op": "events", "events": [...]} · {"op": "refused", "id", "why"} · {"op": "failed", "why"}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgpack
+
+from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
+from pilotfish.protocol.errors import EngineError, ModelError, PilotfishError, RequestRefused
+from pilotfish.protocol.fleet import Vocabulary
+from pilotfish.protocol.messages import Sampling
+
+START_SECONDS = 300.0
+STOP_SECONDS = 5.0
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is."""
+
+    engine: str
+    model: str
+    context: int = 4096
+    draft_max: int = 16
+    max_sessions: int = 16
+    threads: int = 1
+    dtype: str = "float32"
+    kv_cache_gb: int = 1
+    cores: str = ""
+
+
+# --- parent side -----------------------------------------------------------------------------------------------
+
+
+class EngineProcess:
+    """One engine child; `stream` may be called from many tasks at once, their requests share engine steps."""
+
+    info: EngineInfo
+    vocabulary: Vocabulary
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.restarts = 0
+        self._child: asyncio.subprocess.Process | None = None
+        self._streams: dict[str, asyncio.Queue[VerifyEvent | PilotfishError | None]] = {}
+        self._pump: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._opening = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start the child and wait until its model is loaded. Raises ModelError or EngineError with its sentence."""
+        ours, theirs = socket.socketpair()
+        environment = {**os.environ, **_environment(self.spec)}
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", __name__, str(theirs.fileno()),
+            pass_fds=(theirs.fileno(),), env=environment, stdin=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        theirs.close()
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=READ_BYTES)
+        self._send({"op": "open", **asdict(self.spec)})
+        frames = _frames(reader)
+        try:
+            first = await asyncio.wait_for(anext(frames, {"op": "failed", "why": "it exited"}), START_SECONDS)
+        except TimeoutError:
+            first = {"op": "failed", "why": f"not ready after {START_SECONDS:.0f} s"}
+        if first["op"] != "ready":
+            await self.stop()
+            kind = ModelError if first.get("kind") == "model" else EngineError
+            raise kind(f"the {self.spec.engine} engine did not start: {first['why']}")
+        self.info = EngineInfo(**first["info"])
+        self.vocabulary = Vocabulary(tuple(first["tokens"]), first["chat_template"], tuple(first["stop_ids"]))
+        self._pump = asyncio.create_task(self._read(frames))
+
+    async def stop(self) -> None:
+        """End the child: ask, then kill by pid."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+        if self._child and self._child.returncode is None:
+            try:
+                await asyncio.wait_for(self._child.wait(), STOP_SECONDS)
+            except TimeoutError:
+                self._child.kill()
+                await self._child.wait()
+        if self._pump:
+            self._pump.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._pump
+            self._pump = None
+
+    @property
+    def alive(self) -> bool:
+        """True while the child runs and its pump is attached."""
+        return self._pump is not None and not self._pump.done()
+
+    async def stream(self, request: VerifyRequest) -> AsyncIterator[VerifyEvent]:
+        """Events of one request; a dead child is restarted first. Ends without `done` when cancelled."""
+        await self._ensure_alive()
+        events: asyncio.Queue[VerifyEvent | PilotfishError | None] = asyncio.Queue()
+        self._streams[request.request_id] = events
+        try:
+            self._send({"op": "submit", **asdict(request), "sampling": request.sampling.model_dump()})
+            done = False
+            while not done:
+                event = await events.get()
+                if event is None:
+                    return
+                if isinstance(event, PilotfishError):
+                    raise event
+                if event.error:
+                    raise RequestRefused(event.error)
+                yield event
+                done = event.done
+        finally:
+            self._streams.pop(request.request_id, None)
+
+    async def cancel(self, request_id: str) -> None:
+        """Stop a request; its stream ends without `done`."""
+        if request_id in self._streams:
+            self._streams[request_id].put_nowait(None)
+            self._send({"op": "cancel", "id": request_id})
+
+    async def forget(self, session: str) -> None:
+        """Drop what the engine keeps for a session."""
+        if self.alive:
+            self._send({"op": "forget", "session": session})
+
+    async def _ensure_alive(self) -> None:
+        if self.alive:
+            return
+        async with self._opening:
+            if not self.alive:
+                await self.stop()
+                self.restarts += 1
+                await self.start()
+
+    def _send(self, frame: dict[str, Any]) -> None:
+        if self._writer and not self._writer.is_closing():
+            self._writer.write(msgpack.packb(frame))
+
+    async def _read(self, frames: AsyncIterator[dict[str, Any]]) -> None:
+        why = "the engine process died"
+        async for frame in frames:
+            if frame["op"] == "failed":
+                why = frame["why"]
+                break
+            self._dispatch(frame)
+        for events in self._streams.values():
+            events.put_nowait(EngineError(f"{why}: try again, it is being restarted"))
+
+    def _dispatch(self, frame: dict[str, Any]) -> None:
+        if frame["op"] == "refused" and frame["id"] in self._streams:
+            self._streams[frame["id"]].put_nowait(RequestRefused(frame["why"]))
+        for fields in frame.get("events", ()):
+            event = VerifyEvent(*fields)
+            if event.request_id in self._streams:
+                self._streams[event.request_id].put_nowait(event)
+
+
+async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28)
+    with suppress(ConnectionError):
+        while data := await reader.read(READ_BYTES):
+            unpacker.feed(data)
+            for frame in unpacker:
+                yield frame
+
+
+def _environment(spec: EngineSpec) -> dict[str, str]:
+    """Thread counts must be set before the child imports an OpenMP runtime; a busy wait would eat a neighbour's core."""
+    return {"OMP_NUM_THREADS": str(spec.threads), "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+# --- child side ------------------------------------------------------------------------------------------------
+
+
+def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
+    """Import and open the engine a spec names, with its vocabulary. Raises ModelError or EngineError."""
+    from pathlib import Path
+
+    limits = {"context": spec.context, "draft_max": spec.draft_max, "max_sessions": spec.max_sessions}
+    if spec.engine == "fake":
+        from pilotfish.cloud_worker.engines.fake import open_fake
+
+        return open_fake(spec.model, **limits)
+    if spec.engine == "llamacpp":
+        from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
+
+        llama = LlamaCppVerifier(Path(spec.model), threads=spec.threads, **limits)
+        return llama, llama.vocabulary
+    if spec.engine == "vllm":
+        from pilotfish.cloud_worker.engines.hf_vocabulary import read_vocabulary
+        from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
+
+        vocabulary = read_vocabulary(Path(spec.model))
+        options = {"threads": spec.threads, "dtype": spec.dtype, "kv_cache_gb": spec.kv_cache_gb}
+        return VllmVerifier(Path(spec.model), **limits, **options), vocabulary  # type: ignore[arg-type]
+    raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
+
+
+class Child:
+    """The engine's main loop: read frames, step while there is work, write events."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28)
+        self.engine: Verifier | None = None
+
+    def run(self) -> None:
+        """Serve until the parent closes its end. An engine that raises is reported and ends the process."""
+        while self._read(wait=not (self.engine and self.engine.busy)):
+            if self.engine and self.engine.busy:
+                try:
+                    events = self.engine.step()
+                except Exception as error:
+                    self._write({"op": "failed", "why": f"{type(error).__name__}: {error}"[:400]})
+                    raise
+                if events:
+                    self._write({"op": "events", "events": [_flat(event) for event in events]})
+
+    def _read(self, *, wait: bool) -> bool:
+        """Handle what has arrived, blocking if there is nothing else to do. False at the end of the stream."""
+        while select.select([self.connection], [], [], None if wait else 0)[0]:
+            data = self.connection.recv(READ_BYTES)
+            if not data:
+                return False
+            self.unpacker.feed(data)
+            for frame in self.unpacker:
+                self._handle(frame)
+                wait = False
+        return True
+
+    def _handle(self, frame: dict[str, Any]) -> None:
+        op = frame.pop("op")
+        if op == "open":
+            self._open(EngineSpec(**frame))
+        elif self.engine is None:
+            return
+        elif op == "submit":
+            self._submit(VerifyRequest(**{**frame, "sampling": Sampling(**frame["sampling"])}))
+        elif op == "cancel":
+            self.engine.cancel(frame["id"])
+        elif op == "forget":
+            self.engine.forget(frame["session"])
+
+    def _open(self, spec: EngineSpec) -> None:
+        if spec.cores:
+            os.sched_setaffinity(0, {int(core) for core in spec.cores.split(",")})
+        try:
+            self.engine, vocabulary = open_verifier(spec)
+        except PilotfishError as error:
+            kind = "model" if isinstance(error, ModelError) else "engine"
+            self._write({"op": "failed", "kind": kind, "why": str(error)})
+            raise SystemExit(1) from None
+        self._write(
+            {
+                "op": "ready",
+                "info": asdict(self.engine.info),
+                "tokens": list(vocabulary.tokens),
+                "chat_template": vocabulary.chat_template,
+                "stop_ids": list(vocabulary.stop_ids),
+            }
+        )
+
+    def _submit(self, request: VerifyRequest) -> None:
+        assert self.engine is not None
+        try:
+            self.engine.submit(request)
+        except RequestRefused as error:
+            self._write({"op": "refused", "id": request.request_id, "why": str(error)})
+
+    def _write(self, frame: dict[str, Any]) -> None:
+        self.connection.sendall(msgpack.packb(frame))
+
+
+def _flat(event: VerifyEvent) -> list[Any]:
+    return [
+        event.request_id, [int(draw) for draw in event.draws], event.accepted, event.rows, event.steps, event.cached,
+        event.done, event.error,
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Entry point of the child; what libraries print on stdout goes to stderr."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.dup2(2, 1)
+    with socket.socket(fileno=int(sys.argv[1])) as connection, suppress(BrokenPipeError, ConnectionResetError):
+        Child(connection).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""From a delivery to its reply: limits first, then order within the session, then the engine.
+
+Everything here is per worker and soft: `Known` remembers which ids a session's jobs have carried, and which epoch was
+rejected; losing it costs a `need_prefix`. Knows messages and engines; the broker only through the `Answer` it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
+from pilotfish.protocol.errors import EngineError, RequestRefused
+from pilotfish.protocol.fleet import target_id
+from pilotfish.protocol.history import History
+from pilotfish.protocol.messages import Message, Refusal, RefusalCode, Verdict, VerifyJob
+
+COALESCE_SECONDS = 0.025
+MAX_SESSIONS = 4096
+AHEAD_MS = 2_000  # how far ahead of Redis' clock an entry id may lie before it is called invented
+
+Answer = Callable[[Message, bool], Awaitable[None]]  # (message, last)
+
+
+class Engine(Protocol):
+    """The engine as the event loop sees it (`engine_process.py`)."""
+
+    info: EngineInfo
+
+    def stream(self, request: VerifyRequest) -> AsyncIterator[VerifyEvent]:
+        """Events of one request, in order; raises EngineError or RequestRefused."""
+        ...
+
+    async def cancel(self, request_id: str) -> None:
+        """Stop one request."""
+        ...
+
+    async def forget(self, session: str) -> None:
+        """Drop a session's state."""
+        ...
+
+
+@dataclass(slots=True)
+class Known:
+    """What this worker remembers of one session."""
+
+    ids: list[int] = field(default_factory=list)
+    rejected_epoch: int = -1
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # jobs of a session run in the order they came
+    running: str = ""  # request id inside the engine
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A job as the broker handed it over."""
+
+    tenant: str
+    job: VerifyJob
+    age_ms: int
+    request_id: str
+
+
+class Refused(Exception):  # noqa: N818  it is an answer, not a fault of ours
+    """Carries the code and sentence of the refusal to send."""
+
+    def __init__(self, code: RefusalCode, sentence: str = "") -> None:
+        super().__init__(sentence)
+        self.code: RefusalCode = code
+
+
+class Verification:
+    """Turns jobs into verdicts, for every session this worker serves."""
+
+    def __init__(self, engine: Engine, worker: str, credit: Callable[[], int]) -> None:
+        self.engine, self.worker, self.credit = engine, worker, credit
+        self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
+        self.counts = {"verified": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
+
+    async def handle(self, ticket: Ticket, answer: Answer) -> None:
+        """Answer one job: one verdict, or several for a continuation, or one refusal. Never raises for a bad job."""
+        try:
+            self._check(ticket)
+            known = self._session(ticket)
+            async with known.turn:
+                await self._in_turn(ticket, known, answer)
+        except Refused as refused:
+            await answer(self._refusal(ticket.job, refused.code, str(refused)), True)
+        except RequestRefused as error:
+            await answer(self._refusal(ticket.job, "bad_request", str(error)), True)
+        except EngineError as error:
+            await answer(self._refusal(ticket.job, "engine_failed", str(error)), True)
+
+    async def cancel(self, tenant: str, agent: str, session: str, *, close: bool) -> None:
+        """Stop what runs for a session; with `close`, forget it too."""
+        known = self.known.get((tenant, agent, session))
+        if known is None:
+            return
+        if known.running:
+            await self.engine.cancel(known.running)
+        if close:
+            self.known.pop((tenant, agent, session), None)
+            await self.engine.forget(_engine_session(tenant, agent, session))
+
+    # --- before the engine -----------------------------------------------------------------------------------
+
+    def _check(self, ticket: Ticket) -> None:
+        """Limits that need nothing but the job and the engine's description."""
+        job, info = ticket.job, self.engine.info
+        if not -AHEAD_MS <= ticket.age_ms:
+            raise Refused("bad_request", "the entry's id lies ahead of Redis' clock: let Redis choose ids (XADD *)")
+        if ticket.age_ms > job.deadline_ms:
+            raise Refused("expired", f"the job is {ticket.age_ms} ms old, its deadline was {job.deadline_ms} ms")
+        if len(job.draft) > info.draft_max:
+            raise Refused("bad_request", f"a draft of {len(job.draft)} exceeds the engine's {info.draft_max}")
+        if job.base + len(job.draft) + 1 + job.continue_tokens > info.context:
+            raise Refused("too_long", f"{job.base} tokens and what was asked exceed the context of {info.context}")
+        if job.offset + len(job.ids) != job.base:
+            raise Refused("bad_request", f"ids [{job.offset}, {job.offset + len(job.ids)}) do not end at {job.base}")
+        if max((*job.ids, *job.draft), default=0) >= info.vocab_size:
+            raise Refused("bad_request", f"a token id lies outside the vocabulary of {info.vocab_size}")
+
+    def _session(self, ticket: Ticket) -> Known:
+        key = (ticket.tenant, ticket.job.agent, ticket.job.session)
+        known = self.known.setdefault(key, Known())
+        self.known.move_to_end(key)
+        while len(self.known) > MAX_SESSIONS:
+            self.known.popitem(last=False)
+        return known
+
+    async def _in_turn(self, ticket: Ticket, known: Known, answer: Answer) -> None:
+        job = ticket.job
+        if job.epoch <= known.rejected_epoch:
+            raise Refused("stale", "a draft of this epoch was already rejected")
+        if job.offset > len(known.ids):
+            raise Refused("need_prefix", "this worker does not know the session")
+        prefix = known.ids[: job.offset] + list(job.ids)
+        history = History(target_id(self.engine.info.fingerprint), job.sampling, prefix)
+        if history.digest(job.base) != job.digest:
+            raise Refused(*(("need_prefix", "other history") if job.offset else ("bad_request", "digest and ids differ")))
+        known.ids = prefix
+        await self._run(ticket, known, history, answer)
+
+    # --- the engine ------------------------------------------------------------------------------------------
+
+    async def _run(self, ticket: Ticket, known: Known, history: History, answer: Answer) -> None:
+        job = ticket.job
+        known.running = ticket.request_id
+        request = VerifyRequest(
+            request_id=ticket.request_id,
+            session=_engine_session(ticket.tenant, job.agent, job.session),
+            prefix=list(known.ids),
+            draft=list(job.draft),
+            sampling=job.sampling,
+            continue_tokens=job.continue_tokens,
+            stop_ids=job.stop_ids,
+        )
+        seq, done, started = 0, False, asyncio.get_running_loop().time()
+        try:
+            async for event in coalesced(self.engine.stream(request), COALESCE_SECONDS):
+                verdict = self._verdict(ticket, history, event, seq, started)
+                if seq == 0 and event.accepted < len(job.draft):
+                    known.rejected_epoch = job.epoch
+                history.extend(event.draws)
+                known.ids = history.ids.tolist()
+                seq, done = seq + 1, event.done
+                await answer(verdict, done)
+            if not done:
+                raise Refused("cancelled", "the session was cancelled")
+        finally:
+            known.running = ""
+
+    def _verdict(self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, started: float) -> Verdict:
+        job, base = ticket.job, len(history)
+        self.counts["verified"] += seq == 0
+        self.counts["tokens"] += len(event.draws)
+        self.counts["rows"] += event.rows
+        self.counts["steps"] += event.steps
+        return Verdict(
+            boot=job.boot,
+            session=job.session,
+            epoch=job.epoch,
+            round=job.round,
+            seq=seq,
+            last=event.done,
+            base=base,
+            digest=history.digest(base),
+            draws=tuple(event.draws),
+            accepted=event.accepted,
+            worker=self.worker,
+            credit=self.credit(),
+            queue_ms=max(0.0, float(ticket.age_ms)),
+            engine_ms=round((asyncio.get_running_loop().time() - started) * 1000, 3),
+            rows=event.rows,
+            steps=event.steps,
+            cached=event.cached,
+        )
+
+    def _refusal(self, job: VerifyJob, code: RefusalCode, sentence: str) -> Refusal:
+        self.counts["refused"] += 1
+        return Refusal(
+            boot=job.boot,
+            session=job.session,
+            epoch=job.epoch,
+            round=job.round,
+            code=code,
+            sentence=sentence[:500],
+            worker=self.worker,
+            credit=self.credit(),
+        )
+
+
+def _engine_session(tenant: str, agent: str, session: str) -> str:
+    return f"{tenant}/{agent}/{session}"
+
+
+async def coalesced(events: AsyncIterator[VerifyEvent], seconds: float) -> AsyncIterator[VerifyEvent]:
+    """Merge a continuation's events so that one message leaves at most every `seconds`; the first one leaves at once."""
+    merged: VerifyEvent | None = None
+    loop = asyncio.get_running_loop()
+    sent = -1.0
+    async for event in events:
+        merged = _merge(merged, event) if merged else event
+        if merged.done or sent < 0 or loop.time() - sent >= seconds:
+            yield merged
+            merged, sent = None, loop.time()
+    if merged:
+        yield merged
+
+
+def _merge(first: VerifyEvent, then: VerifyEvent) -> VerifyEvent:
+    return VerifyEvent(
+        request_id=first.request_id,
+        draws=first.draws + then.draws,
+        accepted=first.accepted,
+        rows=first.rows + then.rows,
+        steps=first.steps + then.steps,
+        cached=first.cached,
+        done=then.done,
+    )

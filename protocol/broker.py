@@ -1,0 +1,270 @@
+"""The edge's and the shell's side of the broker: one XADD to publish, one blocking connection to read replies.
+
+`ingress.py` is the worker's side of the same streams. Both are thin: a method is one Redis round trip, says which
+commands it sends, and translates Redis' errors into ours. Knows messages and keys; nothing of sessions or engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis.exceptions as rx
+from redis.asyncio import Redis
+
+from pilotfish.protocol import keys
+from pilotfish.protocol.codec import decode, encode
+from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
+from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
+
+CONNECT_SECONDS = 2.0
+SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is noticed and a quiet stream is not
+
+RedisBytes = Redis
+
+
+def connect(url: str) -> RedisBytes:
+    """A client for `url`; nothing is sent yet. Raises BrokerError for a URL that is none."""
+    try:
+        return Redis.from_url(
+            url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, health_check_interval=0
+        )
+    except ValueError as error:
+        raise BrokerUnreachable(f"{shown(url)!r} is no Redis URL ({error}): use redis://[:password@]host:port/0") from None
+
+
+def shown(url: str) -> str:
+    """A URL as it may be printed: without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":***@")
+
+
+@contextmanager
+def translated(url: str = "") -> Iterator[None]:
+    """Turn what redis-py raises into the error tree; the sentence says what to do."""
+    at = f" at {shown(url)}" if url else ""
+    try:
+        yield
+    except (rx.AuthenticationError, rx.NoPermissionError) as error:
+        raise BrokerRefused(f"Redis{at} refuses this user: {error}. Check the password or ACL in REDIS_URL") from error
+    except rx.OutOfMemoryError as error:
+        raise BrokerRefused(f"Redis{at} is out of memory: raise maxmemory, the broker needs noeviction") from error
+    except (rx.ConnectionError, rx.TimeoutError, OSError) as error:
+        raise BrokerUnreachable(
+            f"no Redis answers{at} ({error}): start one, `pilotfish up` runs a private one, or set REDIS_URL"
+        ) from error
+    except rx.RedisError as error:
+        raise BrokerError(f"Redis{at} answered: {error}") from error
+
+
+async def ping(redis: RedisBytes, url: str) -> None:
+    """Raise BrokerUnreachable or BrokerRefused with the fix, or return."""
+    with translated(url):
+        await redis.ping()
+
+
+class EdgeBroker:
+    """What one agent says to Redis. `agent` names the device, `boot` this run of it."""
+
+    def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str) -> None:
+        self.redis, self.tenant, self.agent, self.boot = redis, tenant, agent, boot
+        self._cursor = b"0-0"
+
+    async def publish(self, target: str, worker: str, message: Message) -> bytes:
+        """XADD NOMKSTREAM to the worker that served last, else to `any`. Returns the entry's id.
+
+        Raises NoWorker when no worker of the target has opened its streams (or Redis lost them).
+        """
+        entry: dict[Any, Any] = {keys.FIELD_AGENT: self.agent, keys.FIELD_MESSAGE: encode(message)}
+        for name in dict.fromkeys((worker or keys.ANY, keys.ANY)):
+            with translated():
+                added = await self.redis.xadd(keys.jobs(target, self.tenant, name), entry, nomkstream=True)
+            if added is not None:
+                return bytes(added)
+        raise NoWorker(f"no worker serves target {target}: start one with `pilotfish worker`")
+
+    async def replies(self) -> AsyncIterator[ToEdge | InvalidMessage]:
+        """Everything said to this agent from its boot on, for ever; survives a Redis that restarts.
+
+        Yields an InvalidMessage (not raised) for an entry that cannot be read. Waits out lost connections.
+        """
+        stream, pause = keys.replies(self.tenant, self.agent), 0.05
+        while True:
+            try:
+                got = await self.redis.xread({stream: self._cursor}, count=64, block=keys.BLOCK_MS)
+                pause = 0.05
+                if not got:
+                    await self._start_over_if_behind(stream)
+            except rx.RedisError:
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 2)
+                continue
+            for _, entries in got:
+                for entry_id, fields in entries:
+                    self._cursor = entry_id
+                    yield read_entry(fields, ToEdge)
+
+    async def _start_over_if_behind(self, stream: str) -> None:
+        """A stream whose newest id lies before our cursor is a new stream: Redis restarted, or its clock went back."""
+        newest = await self.redis.xrevrange(stream, count=1)
+        if newest and _order(newest[0][0]) < _order(self._cursor):
+            self._cursor = b"0-0"
+
+    async def beat(self, fields: dict[str, str]) -> None:
+        """Say that this agent lives and takes prompts; renews the life of what it owns. One round trip."""
+        pipe = self.redis.pipeline(transaction=False)
+        beat, prompts, agents = (
+            keys.agent_beat(self.tenant, self.agent),
+            keys.prompts(self.tenant),
+            keys.agents(self.tenant),
+        )
+        pipe.time()
+        pipe.hset(beat, mapping=dict(fields))
+        pipe.pexpire(beat, keys.BEAT_TTL_MS)
+        pipe.pexpire(prompts, keys.JOBS_TTL_MS)
+        with translated():
+            (seconds, micros), *_ = await pipe.execute()
+            await self.redis.zadd(agents, {self.agent: seconds * 1000 + micros // 1000})
+            await self.redis.pexpire(agents, keys.JOBS_TTL_MS)
+
+    async def leave(self) -> None:
+        """This agent takes no more prompts."""
+        with translated():
+            await self.redis.delete(keys.agent_beat(self.tenant, self.agent), keys.replies(self.tenant, self.agent))
+            await self.redis.zrem(keys.agents(self.tenant), self.agent)
+
+    async def live_workers(self, target: str) -> int:
+        """How many workers of the target have beaten lately."""
+        with translated():
+            return len(await live(self.redis, keys.workers(target)))
+
+    # --- submitted prompts -----------------------------------------------------------------------------------
+
+    async def open_prompts(self) -> None:
+        """Create the tenant's prompt stream and its group, once."""
+        await ensure_group(self.redis, keys.prompts(self.tenant), keys.GROUP_AGENTS)
+
+    async def take_prompts(self, count: int) -> list[tuple[bytes, Prompt | InvalidMessage]]:
+        """Prompts nobody has, and those of agents that stopped renewing theirs. Waits up to BLOCK_MS."""
+        stream, me = keys.prompts(self.tenant), self.agent
+        with translated():
+            _, old, *_ = await self.redis.xautoclaim(stream, keys.GROUP_AGENTS, me, keys.LEASE_MS * 3, count=count)
+            if not old:
+                got = await self.redis.xreadgroup(keys.GROUP_AGENTS, me, {stream: ">"}, count=count, block=keys.BLOCK_MS)
+                old = got[0][1] if got else []
+        return [(entry_id, read_entry(fields, Prompt)) for entry_id, fields in old]
+
+    async def keep_prompts(self, taken: list[bytes]) -> None:
+        """Renew the lease of prompts being worked on."""
+        if taken:
+            with translated():
+                await self.redis.xclaim(
+                    keys.prompts(self.tenant), keys.GROUP_AGENTS, self.agent, 0, list(taken), justid=True
+                )
+
+    async def drop_prompt(self, entry_id: bytes) -> None:
+        """The prompt is answered: it leaves the stream."""
+        stream = keys.prompts(self.tenant)
+        with translated():
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.xack(stream, keys.GROUP_AGENTS, entry_id)
+                pipe.xdel(stream, entry_id)
+                await pipe.execute()
+
+    async def say(self, request: str, message: Message) -> None:
+        """Append to a submitted prompt's output."""
+        out = keys.output(self.tenant, request)
+        with translated():
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.xadd(out, {keys.FIELD_MESSAGE: encode(message)})
+                pipe.pexpire(out, keys.OUT_TTL_MS)
+                await pipe.execute()
+
+
+class ShellBroker:
+    """What `pilotfish submit`, `result` and `cancel` say to Redis."""
+
+    def __init__(self, redis: RedisBytes, tenant: str) -> None:
+        self.redis, self.tenant = redis, tenant
+
+    async def submit(self, prompt: Prompt) -> None:
+        """Queue a prompt for any live agent of the tenant. Raises NoAgent at once when there is none."""
+        with translated():
+            if not await live(self.redis, keys.agents(self.tenant)):
+                raise NoAgent(f"no agent of tenant {self.tenant!r} is alive: start one with `pilotfish agent`")
+            entry: dict[Any, Any] = {keys.FIELD_MESSAGE: encode(prompt)}
+            if await self.redis.xadd(keys.prompts(self.tenant), entry, nomkstream=True) is None:
+                raise NoAgent("the agents' prompt stream is gone (Redis restarted?): try again in a second")
+
+    async def output(self, request: str, *, follow: bool) -> AsyncIterator[ToShell]:
+        """Everything said about a request, from its beginning; with `follow`, until it is finished or failed.
+
+        While following, a request that no live agent works on raises NoAgent within two seconds or so.
+        """
+        stream, cursor = keys.output(self.tenant, request), b"0-0"
+        while True:
+            with translated():
+                got = await self.redis.xread({stream: cursor}, block=keys.BLOCK_MS if follow else None)
+                if not got and not follow:
+                    return
+                if not got and not await live(self.redis, keys.agents(self.tenant)):
+                    raise NoAgent(f"the agent went away; request {request} waits for another: `pilotfish agent`")
+            for cursor, fields in got[0][1] if got else ():  # noqa: B020  the cursor is meant to move
+                message = read_entry(fields, ToShell)
+                if isinstance(message, InvalidMessage):
+                    raise message
+                yield message
+                if message.type in ("finished", "failed"):
+                    return
+
+    async def tell_agent(self, agent: str, message: Message) -> None:
+        """Append to an agent's reply stream (cancel)."""
+        with translated():
+            await self.redis.xadd(
+                keys.replies(self.tenant, agent), {keys.FIELD_MESSAGE: encode(message)}, nomkstream=True
+            )
+
+    async def withdraw(self, request: str, message: Message) -> None:
+        """Write the last word of a request that no agent has taken yet."""
+        out = keys.output(self.tenant, request)
+        with translated():
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.xadd(out, {keys.FIELD_MESSAGE: encode(message)})
+                pipe.pexpire(out, keys.OUT_TTL_MS)
+                await pipe.execute()
+
+
+async def live(redis: RedisBytes, zset: str) -> list[str]:
+    """Members of a beat zset that are not stale, on Redis' own clock."""
+    seconds, micros = await redis.time()
+    oldest = seconds * 1000 + micros // 1000 - keys.BEAT_TTL_MS
+    return [name.decode() for name in await redis.zrangebyscore(zset, oldest, "+inf")]
+
+
+async def ensure_group(redis: RedisBytes, stream: str, group: str) -> None:
+    """Create stream and consumer group, reading from its beginning; renew the stream's life. Idempotent."""
+    with translated():
+        try:
+            await redis.xgroup_create(stream, group, id="0", mkstream=True)
+        except rx.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+        await redis.pexpire(stream, keys.JOBS_TTL_MS)
+
+
+def read_entry(fields: dict[bytes, bytes], kind: Any) -> Any:
+    """A stream entry's message of `kind`, or the InvalidMessage that says why it is none."""
+    try:
+        return decode(fields.get(keys.FIELD_MESSAGE.encode(), b""), kind)
+    except InvalidMessage as error:
+        return error
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    millis, _, sequence = entry_id.partition(b"-")
+    return int(millis), int(sequence or 0)
