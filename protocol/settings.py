@@ -1,0 +1,208 @@
+"""Every setting, one page: name, default, bounds, use. Then how a value is found.
+
+A value comes from the command line, else the environment (PILOTFISH_<NAME>, and REDIS_URL), else the file, else the
+default. The file is `--config` or PILOTFISH_CONFIG, else ./pilotfish.toml, else <XDG config>/pilotfish/config.toml: one
+`name = value` per line. A name nobody knows is refused with the nearest one. This module knows no Redis and no model.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from pilotfish.protocol.errors import SettingsError
+from pilotfish.protocol.messages import MAX_CONTEXT, MAX_DRAFT, MAX_TOKEN_ID, SEED_MAX, Mode, Name, OnCloudLoss
+
+ENV_PREFIX = "PILOTFISH_"
+ENV_CONFIG = "PILOTFISH_CONFIG"
+ENV_ALIASES = {"REDIS_URL": "redis_url"}  # a PILOTFISH_ variable of the same setting wins
+
+
+def _redis_url(url: str) -> str:
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("it starts with redis://, rediss:// or unix://")
+    return url
+
+
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+class Settings(BaseModel):
+    """What can be set. `None` means: chosen when it is needed, as the description says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    # broker
+    redis_url: RedisUrl | None = Field(None, description="Redis of the jobs; unset: the private one that runs here")
+    tenant: Name = Field("default", description="whose jobs these are; a tenant is a Redis ACL user")
+    agent: Name | None = Field(None, description="name of this device; unset: made from the host name")
+    target: Name | None = Field(None, description="name of the target to ask; unset: the only one there is")
+
+    # one generation
+    mode: Mode = Field("exact", description="who commits: exact (the cloud verifies all), cloud_only, edge_only")
+    on_cloud_loss: OnCloudLoss | None = Field(None, description="wait or go on locally; unset: the mode decides")
+    max_tokens: int = Field(256, ge=1, le=MAX_CONTEXT, description="longest answer, in tokens")
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token")
+    top_k: int = Field(0, ge=0, le=MAX_TOKEN_ID, description="keep the k likeliest tokens; 0 keeps all")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this probability")
+    min_p: float = Field(0.0, ge=0, le=1, description="drop tokens below this share of the likeliest one")
+    seed: int | None = Field(None, ge=0, le=SEED_MAX, description="seed of the draws; unset: random, and told")
+    deadline_ms: int = Field(120_000, ge=1, le=86_400_000, description="a request gives up after this many ms")
+
+    # the conversation with the cloud
+    draft_tokens: int = Field(4, ge=0, le=MAX_DRAFT, description="K, tokens drafted for one round")
+    window: int = Field(1, ge=1, le=16, description="rounds under way at a time")
+    round_timeout_ms: int = Field(5_000, ge=10, le=3_600_000, description="a round is sent again after this many ms")
+    resends: int = Field(2, ge=0, le=10, description="how often a round is sent again before the cloud counts as lost")
+
+    # the device
+    draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
+    draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
+
+    # the cloud worker
+    engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
+    target_model: str | None = Field(None, description="folder, GGUF file or model name; unset: the demo target")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="numbers the target computes in")
+    draft_max: int = Field(16, ge=1, le=MAX_DRAFT, description="longest draft a worker takes in one round")
+    max_sessions: int = Field(64, ge=1, le=100_000, description="sessions a worker serves at a time")
+    kv_cache_gb: float = Field(1.0, gt=0, le=10_000, allow_inf_nan=False, description="memory of the target's KV cache")
+    engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
+
+    # both sides
+    context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
+    cache_dir: UserPath | None = Field(None, description="converted models and such; unset: <XDG cache>/pilotfish")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    def origins(self) -> dict[str, str]:
+        """Setting -> "cli", "env VARIABLE", "file PATH" or "default"."""
+        return {name: self._origins.get(name, "default") for name in type(self).model_fields}
+
+    def shown(self) -> dict[str, str]:
+        """Setting -> its value as a person may see it: no password, "unset" for None."""
+        return {name: _shown(name, getattr(self, name)) for name in type(self).model_fields}
+
+
+# --- finding a value -----------------------------------------------------------------------------------------
+
+
+def load(
+    cli: Mapping[str, Any] | None = None,
+    config: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """All settings. `cli` holds what was given on the command line (None = not given), `config` its `--config`.
+
+    Raises SettingsError for an unknown name (tells the nearest), an impossible value (tells what is allowed) and a file
+    that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    path = config_file(config, environ)
+    layers = [_from_file(path) if path else {}, _from_environ(environ), _from_cli(cli or {})]
+    found = {name: entry for layer in layers for name, entry in layer.items()}
+    origins = {name: origin for name, (_, origin) in found.items()}
+    try:
+        settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
+    except ValidationError as error:
+        raise _refused(error, origins) from None
+    settings._origins.update(origins)
+    return settings
+
+
+def config_file(config: str | Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file settings come from: the one named (which must exist), else the first found of the usual two."""
+    if named := config or environ.get(ENV_CONFIG):
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise SettingsError(f"there is no settings file {path}: create it, or drop --config and {ENV_CONFIG}")
+        return path
+    home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    usual = (Path("pilotfish.toml"), home / "pilotfish" / "config.toml")
+    return next((path for path in usual if path.is_file()), None)
+
+
+Layer = dict[str, tuple[Any, str]]  # setting -> (value, origin)
+
+
+def _from_cli(cli: Mapping[str, Any]) -> Layer:
+    return {_known(name, "the command line"): (value, "cli") for name, value in cli.items() if value is not None}
+
+
+def _from_environ(environ: Mapping[str, str]) -> Layer:
+    """Variables of ours; an empty one counts as unset, as in compose files."""
+    aliases = {key: environ[key] for key in ENV_ALIASES if environ.get(key)}
+    layer: Layer = {ENV_ALIASES[key]: (value, f"env {key}") for key, value in aliases.items()}
+    for key, value in environ.items():
+        if key.startswith(ENV_PREFIX) and key != ENV_CONFIG:
+            name = _known(key.removeprefix(ENV_PREFIX).lower(), f"the environment ({key})")
+            layer |= {name: (value, f"env {key}")} if value else {}
+    return layer
+
+
+def _from_file(path: Path) -> Layer:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error}") from None
+    return {_known(name, str(path)): (value, f"file {path}") for name, value in content.items()}
+
+
+def _known(name: str, where: str) -> str:
+    if name in Settings.model_fields:
+        return name
+    near = get_close_matches(name.replace("-", "_").lower(), Settings.model_fields, n=1, cutoff=0.0)[0]
+    raise SettingsError(f"{where} names an unknown setting, {name[:80]!r}: did you mean {near!r}?")
+
+
+def _refused(error: ValidationError, origins: Mapping[str, str]) -> SettingsError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = str(first["loc"][0])
+    value, origin = _shown(name, first["input"]), origins.get(name, "default")
+    return SettingsError(f"{name} = {value!r} (from {origin}) is not possible: it takes {allowed(name)}")
+
+
+# --- for people ----------------------------------------------------------------------------------------------
+
+
+def allowed(name: str) -> str:
+    """What a setting takes, in words: "an integer from 0 to 256", "exact, cloud_only or edge_only"."""
+    schema = Settings.model_json_schema()["properties"][name]
+    kinds = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
+    return " or ".join(_in_words(name, kind) for kind in kinds)
+
+
+def _in_words(name: str, kind: Mapping[str, Any]) -> str:
+    if "enum" in kind:
+        *others, last = kind["enum"]
+        return f"{', '.join(others)} or {last}"
+    if name == "redis_url":
+        return "a URL that starts with redis://, rediss:// or unix://"
+    if kind.get("format") == "path":
+        return "a path"
+    words = {"integer": "an integer", "number": "a number", "string": "a text"}[kind["type"]]
+    low = f" from {kind['minimum']}" if "minimum" in kind else ""
+    low = f" above {kind['exclusiveMinimum']}" if "exclusiveMinimum" in kind else low
+    pattern = f" that matches {kind['pattern']}" if "pattern" in kind else ""
+    return words + low + (f" to {kind['maximum']}" if "maximum" in kind else "") + pattern
+
+
+def redacted(url: str) -> str:
+    """A URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "unset"
+    return redacted(str(value)) if name == "redis_url" else str(value)
