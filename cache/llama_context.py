@@ -1,0 +1,368 @@
+"""The one owner of llama_cpp: a model file, and a context that turns rows of tokens into rows of logits.
+
+Only the low-level C API is used: llama-cpp-python's `Llama` allocates n_ctx x vocab logits and keeps caches of its own.
+Every sequence has its own stream of the KV cache (`kv_unified` off): its cells lie in order of position whatever the
+other sequences do, so a row's logits do not depend on who shares the pass. Nothing here is thread-safe: one owner per
+model and context. Knows nothing of sessions, drafts or sampling; `llama_sequences.py` builds on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.cache.chat_template import render_chat
+from pilotfish.protocol.errors import EngineError, ModelError
+
+Logits = NDArray[np.float32]
+KV_TYPES = {"f32": 0, "f16": 1}  # ggml_type
+_SMALL_FILE = 1 << 30
+_log = logging.getLogger(__name__)
+_last_error: list[str] = []  # what llama.cpp said last at level ERROR
+
+
+class Row(NamedTuple):
+    """One position to compute: `token` at `position` of `sequence`; `wanted` rows yield logits."""
+
+    token: int
+    position: int
+    sequence: int
+    wanted: bool
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """llama_cpp's C API, with its log going to ours (level DEBUG) instead of stderr."""
+    try:
+        import llama_cpp.llama_cpp as library  # type: ignore[import-untyped, unused-ignore]
+    except ImportError as error:
+        raise ModelError("llama.cpp is not installed; run `pip install pilotfish[edge]`.") from error
+
+    @library.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+    def on_log(level: int, text: bytes, _data: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level == 4:  # GGML_LOG_LEVEL_ERROR
+            _last_error[:] = [line]
+        _log.debug("%s", line)
+
+    library.pilotfish_log = on_log  # the C side keeps only a pointer
+    library.llama_log_set(on_log, ctypes.c_void_p(0))
+    library.llama_backend_init()
+    return library
+
+
+def library_version() -> str:
+    """The version of llama-cpp-python, which pins the llama.cpp inside it."""
+    from importlib.metadata import version
+
+    return version("llama-cpp-python")
+
+
+def _reason() -> str:
+    return f" ({_last_error[0]})" if _last_error else ""
+
+
+class LlamaModel:
+    """A GGUF file. `vocab_only` loads the tokenizer and no weights.
+
+    Raises ModelError, with the sentence for a person, if the file is missing, is no GGUF or cannot be loaded.
+    """
+
+    def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
+        _check_magic(path)
+        self._lib = _library()
+        _last_error.clear()
+        params = self._lib.llama_model_default_params()
+        params.vocab_only = vocab_only
+        self.path = path
+        self.handle = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise ModelError(
+                f"{path} cannot be loaded: damaged, cut short or of an unknown kind{_reason()}. Fetch it again."
+            )
+        self._vocab = self._lib.llama_model_get_vocab(self.handle)
+        self.vocab_size: int = self._lib.llama_vocab_n_tokens(self._vocab)
+
+    # --- what the file says --------------------------------------------------------------------------------------
+
+    def metadata(self, key: str) -> str | None:
+        """One value of the file's metadata as text, None if absent."""
+        size = self._lib.llama_model_meta_val_str(self.handle, key.encode(), None, 0)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, size + 1)
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def architecture(self) -> str:
+        """qwen3, llama ..."""
+        return self.metadata("general.architecture") or "unknown"
+
+    @property
+    def name(self) -> str:
+        """The model's own name, else the file's."""
+        return self.metadata("general.name") or self.path.stem
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The longest context the model was trained for, in tokens."""
+        return int(self._lib.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def rolls_back(self) -> bool:
+        """False for recurrent and hybrid models: their state cannot forget its last tokens."""
+        return not (self._lib.llama_model_is_recurrent(self.handle) or self._lib.llama_model_is_hybrid(self.handle))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file, hex; of its size and samples of it when it is larger than 1 GiB."""
+        stat = self.path.stat()
+        return _file_digest(self.path, stat.st_size, stat.st_mtime_ns)
+
+    # --- text <-> ids --------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Text to ids. `special`: the text is a rendered template, so special tokens are parsed and none are added."""
+        data = text.encode()
+        size = len(data) + 8
+        while True:
+            buffer = (ctypes.c_int32 * size)()
+            n = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, size, not special, special)
+            if n >= 0:
+                return list(buffer[:n])
+            size = -n
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of one token (a character may span several); b"" for control tokens unless `special`."""
+        buffer = ctypes.create_string_buffer(64)
+        n = self._lib.llama_token_to_piece(self._vocab, token, buffer, 64, 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, -n, 0, special)
+        return bytes(buffer.raw[:n])
+
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids to text; bytes that are not UTF-8 (yet) become U+FFFD."""
+        return b"".join(self.piece(i, special) for i in ids).decode("utf-8", "replace")
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every id, control tokens by their names: what two models of a pair must agree on."""
+        return [self.piece(i, special=True) for i in range(self.vocab_size)]
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text, None if the vocabulary has none."""
+        token = int(self._lib.llama_vocab_eos(self._vocab))
+        return token if token >= 0 else None
+
+    @cached_property
+    def eog_ids(self) -> frozenset[int]:
+        """Every id that ends a generation (end of text, end of turn ...)."""
+        return frozenset(i for i in range(self.vocab_size) if self._lib.llama_vocab_is_eog(self._vocab, i))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja2 source in the file, None if it has none."""
+        return self.metadata("tokenizer.chat_template")
+
+    def apply_chat_template(self, messages: str | Sequence[Mapping[str, str]]) -> str:
+        """A user's text, or messages of {role, content}, as the prompt this model was trained on."""
+        template = self.chat_template
+        if not template:
+            raise ModelError(f"{self.path.name} carries no chat template; send raw text, or a model that has one.")
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return render_chat(template, turns, bos=self._name_of("bos"), eos=self._name_of("eos"))
+
+    def _name_of(self, which: str) -> str:
+        token = getattr(self._lib, f"llama_vocab_{which}")(self._vocab)
+        return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    # --- lifetime ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the weights; contexts must be closed before."""
+        if self.handle:
+            self._lib.llama_model_free(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LlamaContext:
+    """KV memory for `sequences` sequences of `n_ctx` tokens each, and the passes that fill it.
+
+    `kv`: "f32" for exactness, "f16" for half the memory. `outputs` bounds the rows of one pass that yield logits (their
+    buffer is outputs x vocab float32). `passes` and `rows` count the work done. Raises EngineError if memory is short.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        n_ctx: int,
+        sequences: int = 1,
+        n_batch: int = 512,
+        outputs: int = 64,
+        threads: int = 1,
+        kv: str = "f32",
+    ) -> None:
+        self._lib = model._lib
+        self.model, self.sequences, self.n_batch = model, sequences, n_batch
+        self.outputs = min(max(outputs, 2), n_batch)
+        _last_error.clear()
+        self.handle = self._lib.llama_init_from_model(model.handle, self._params(n_ctx, threads, kv))
+        if not self.handle:
+            raise EngineError(
+                f"No memory for {sequences} sequences of {n_ctx} tokens{_reason()}; lower the context or the sessions."
+            )
+        self._memory = self._lib.llama_get_memory(self.handle)
+        self.n_ctx = int(self._lib.llama_n_ctx_seq(self.handle))
+        self.passes = self.rows = 0
+        self._allocate(n_batch)
+
+    def _params(self, n_ctx: int, threads: int, kv: str) -> Any:
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = _padded(n_ctx) * self.sequences
+        params.n_batch = params.n_ubatch = self.n_batch
+        params.n_outputs_max = self.outputs
+        params.n_seq_max = self.sequences
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = KV_TYPES[kv]
+        params.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.kv_unified = False  # one stream per sequence: see the module's first lines
+        params.swa_full = True  # a sliding window must be able to roll back
+        params.no_perf = True
+        return params
+
+    def _allocate(self, n: int) -> None:
+        """The batch llama.cpp reads, backed by numpy arrays that are filled row by row."""
+        self._token, self._position, self._sequence = (np.zeros(n, np.int32) for _ in range(3))
+        self._n_sequences, self._wanted = np.ones(n, np.int32), np.zeros(n, np.int8)
+        self._pointers = self._sequence.ctypes.data + 4 * np.arange(n, dtype=np.uintp)
+        batch = self._lib.llama_batch()
+        int32_p, int8_p = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int8)
+        batch.token, batch.pos = self._token.ctypes.data_as(int32_p), self._position.ctypes.data_as(int32_p)
+        batch.n_seq_id, batch.logits = self._n_sequences.ctypes.data_as(int32_p), self._wanted.ctypes.data_as(int8_p)
+        batch.seq_id = self._pointers.ctypes.data_as(ctypes.POINTER(int32_p))
+        self._batch = batch
+
+    def decode(self, rows: Sequence[Row]) -> Logits:
+        """One forward pass. Logits [wanted, vocab] float32 in the order of the rows, a view valid until the next pass.
+
+        Rows of one sequence must continue it without a gap. Raises EngineError; clear the sequences concerned then.
+        """
+        n = len(rows)
+        if not 0 < n <= self.n_batch:
+            raise EngineError(f"A pass takes 1 to {self.n_batch} rows, not {n}.")
+        for i, row in enumerate(rows):
+            self._token[i], self._position[i], self._sequence[i], self._wanted[i] = row
+        wanted = int(np.count_nonzero(self._wanted[:n]))
+        if wanted > self.outputs:
+            raise EngineError(f"A pass yields at most {self.outputs} rows of logits, not {wanted}.")
+        self._batch.n_tokens = n
+        self._run()
+        self.passes += 1
+        self.rows += n
+        return self._logits(wanted)
+
+    def _run(self) -> None:
+        code = self._lib.llama_decode(self.handle, self._batch)
+        if code == 1:
+            raise EngineError(
+                f"The KV cache is full: no room for {self._batch.n_tokens} more rows; shorten the context."
+            )
+        if code != 0:
+            raise EngineError(f"llama.cpp could not compute the pass (code {code}){_reason()}.")
+
+    def _logits(self, wanted: int) -> Logits:
+        vocab = self.model.vocab_size
+        if not wanted:
+            return np.empty((0, vocab), np.float32)
+        pointer = self._lib.llama_get_logits(self.handle)
+        flat = (ctypes.c_float * (wanted * vocab)).from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memoryview(flat), np.float32).reshape(wanted, vocab)
+
+    def remove(self, sequence: int, from_position: int) -> bool:
+        """Forget a sequence from a position on; False, and nothing done, if this memory can only forget all of it."""
+        return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, from_position, -1))
+
+    def length(self, sequence: int) -> int:
+        """Tokens a sequence holds."""
+        return int(self._lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` holds."""
+        self._lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def state(self, sequence: int) -> bytes:
+        """The KV of one sequence, to be restored by `set_state` in any context of the same model and KV type."""
+        size = self._lib.llama_state_seq_get_size(self.handle, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = self._lib.llama_state_seq_get_data(self.handle, buffer, size, sequence)
+        return ctypes.string_at(buffer, written)
+
+    def set_state(self, sequence: int, state: bytes) -> None:
+        """Make a sequence hold a saved state. Raises EngineError (and leaves it empty) if the state does not fit."""
+        self.remove(sequence, -1)
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not self._lib.llama_state_seq_set_data(self.handle, buffer, len(state), sequence):
+            self.remove(sequence, -1)
+            raise EngineError("A saved KV state does not fit this model; delete it.")
+
+    def close(self) -> None:
+        """Free the KV memory."""
+        if self.handle:
+            self._lib.llama_free(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _padded(n: int, to: int = 256) -> int:
+    return -(-n // to) * to
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise ModelError(f"There is no model file at {path}; check the path.") from None
+    except OSError as error:
+        raise ModelError(f"The model file {path} cannot be read: {error.strerror}.") from error
+    if magic != b"GGUF":
+        raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF, or fetch one.")
+
+
+@lru_cache(maxsize=32)
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256(f"{size}\n".encode())
+    with path.open("rb") as file:
+        if size <= _SMALL_FILE:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        else:  # the header and 128 samples of the weights: 80 MB read instead of 14 GB
+            digest.update(file.read(16 << 20))
+            for i in range(128):
+                file.seek((size - (1 << 19)) * i // 127)
+                digest.update(file.read(1 << 19))
+    return digest.hexdigest()

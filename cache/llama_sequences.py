@@ -1,0 +1,179 @@
+"""Sessions on the sequences of one llama.cpp context: who holds what, and passes whose numbers agree.
+
+A session keeps its sequence until another needs it (least recently used first); a new list of ids reuses the longest
+common prefix. `evaluate` groups the work into forward passes. With `exact` a row's logits are the same bits in
+whatever company it is computed (measured: 0.0 difference, F32 and F16 weights), which takes three things:
+  - a sequence never goes through alone as one row, nor does one row of logits (other kernels): padded to two;
+  - all sequences of a pass bring equally many rows, and their numbers are consecutive: llama.cpp would otherwise
+    split the pass by itself, possibly leaving one row;
+  - padding rows lie behind the sequence's own and are removed after the pass.
+Knows nothing of drafts, draws or requests.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pilotfish.cache.llama_context import LlamaContext, Logits, Row
+from pilotfish.protocol.errors import EngineError
+
+SPARE = 16  # positions a context needs beyond its sessions' longest, for padding
+_FILL = 4  # padding rows worth one pass saved
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One sequence: its number, whose it is, and the ids it holds."""
+
+    sequence: int
+    session: str = ""
+    ids: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """Ids that continue a slot; logits are wanted for the last `wanted` of them. `computed` counts padding too."""
+
+    slot: Slot
+    ids: Sequence[int]
+    wanted: int
+    computed: int = 0
+    error: str = ""
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading ids two lists share."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low = 0  # a[:low] == b[:low]
+    while n - low > 1:
+        middle = (low + n) // 2
+        low, n = (middle, n) if a[low:middle] == b[low:middle] else (low, middle)
+    return low
+
+
+class Sequences:
+    """The sequences of a context, handed to sessions. One owner, like the context itself."""
+
+    def __init__(self, context: LlamaContext, *, exact: bool) -> None:
+        self.context, self.exact = context, exact
+        self._free = [Slot(i) for i in reversed(range(context.sequences))]
+        self._held: OrderedDict[str, Slot] = OrderedDict()
+
+    def hold(self, session: str, busy: Container[str] = ()) -> Slot | None:
+        """The session's slot, its own or the least recently used one of nobody in `busy`; None if all are busy."""
+        slot = self._held.pop(session, None) or self._take(busy)
+        if slot is not None:
+            slot.session = session
+            self._held[session] = slot
+        return slot
+
+    def _take(self, busy: Container[str]) -> Slot | None:
+        if self._free:
+            return self._free.pop()
+        victim = next((s for s in self._held if s not in busy), None)
+        if victim is None:
+            return None
+        slot = self._held.pop(victim)
+        self.trim(slot, 0)
+        return slot
+
+    def fit(self, slot: Slot, ids: Sequence[int]) -> int:
+        """Keep what the slot shares with `ids`, at most all but its last id (whose logits are wanted): how many."""
+        self.trim(slot, min(common_prefix(slot.ids, ids), len(ids) - 1))
+        return len(slot.ids)
+
+    def trim(self, slot: Slot, length: int) -> None:
+        """Roll a slot back to `length` tokens, or to nothing where the memory refuses a part."""
+        if length >= len(slot.ids):
+            return
+        if length > 0 and self.context.remove(slot.sequence, length):
+            del slot.ids[length:]
+        else:
+            self._clear(slot)
+
+    def _clear(self, slot: Slot) -> None:
+        self.context.remove(slot.sequence, -1)
+        slot.ids.clear()
+
+    def forget(self, session: str) -> None:
+        """Free a session's sequence; unknown sessions are ignored."""
+        slot = self._held.pop(session, None)
+        if slot is not None:
+            self._clear(slot)
+            slot.session = ""
+            self._free.append(slot)
+            self._free.sort(key=lambda s: -s.sequence)  # low numbers first: neighbours share passes
+
+    def __contains__(self, session: str) -> bool:
+        return session in self._held
+
+    def evaluate(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Logits]]:
+        """Compute every part, at most `n_batch` ids each, in few passes; yields (part, logits [wanted, vocab]).
+
+        Logits are a view valid until the next item is asked for. A pass that fails sets `error` on its parts, clears
+        their slots and yields empty logits; the other parts are unaffected.
+        """
+        for group in self._groups(parts):
+            width = max(2 if self.exact else 1, *(len(p.ids) for p in group))
+            try:
+                logits = self._pass(group, width)
+            except EngineError as error:
+                for part in group:
+                    self._clear(part.slot)
+                    part.error = str(error)
+                    yield part, np.empty((0, self.context.model.vocab_size), np.float32)
+                continue
+            offset = 0
+            for part in group:
+                yield part, logits[offset : offset + part.wanted]
+                offset += part.wanted
+
+    def _pass(self, group: Sequence[Part], width: int) -> Logits:
+        """One forward pass, `width` rows of each part; afterwards the slots hold exactly their parts' ids."""
+        lonely = self.exact and sum(p.wanted for p in group) == 1
+        before = lonely and any(p.wanted and len(p.ids) == width for p in group)
+        logits = self.context.decode([row for part in group for row in _rows(part, width, lonely)])
+        for part in group:
+            part.computed = width
+            part.slot.ids.extend(part.ids)
+            if width > len(part.ids):
+                self.context.remove(part.slot.sequence, len(part.slot.ids))
+        return logits[1:] if before else logits
+
+    def _groups(self, parts: Sequence[Part]) -> list[list[Part]]:
+        groups: list[list[Part]] = []
+        for part in sorted(parts, key=lambda p: p.slot.sequence):
+            if groups and self.exact and self._joins(groups[-1], part):
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+        return groups
+
+    def _joins(self, group: Sequence[Part], part: Part) -> bool:
+        """Whether a part may share the pass of its left neighbours, and whether the padding it costs is worth it."""
+        together = [*group, part]
+        sizes = [max(2, len(p.ids)) for p in together]
+        padding = max(sizes) * len(sizes) - sum(sizes)
+        return (
+            part.slot.sequence == group[-1].slot.sequence + 1
+            and padding <= _FILL * len(group)
+            and max(sizes) - min(sizes) < SPARE
+            and max(sizes) * len(sizes) <= self.context.n_batch
+            and sum(p.wanted for p in together) <= self.context.outputs
+        )
+
+
+def _rows(part: Part, width: int, lonely: bool) -> Iterator[Row]:
+    """A part's rows, padded to `width`; `lonely` asks for the logits of one row more than the part wants."""
+    start, n, sequence = len(part.slot.ids), len(part.ids), part.slot.sequence
+    first = n - part.wanted - (1 if lonely and part.wanted and n == width else 0)
+    for i, token in enumerate(part.ids):
+        yield Row(token, start + i, sequence, i >= first)
+    for i in range(n, width):
+        yield Row(part.ids[-1], start + i, sequence, lonely and part.wanted > 0 and i == n)
