@@ -8,10 +8,20 @@ from __future__ import annotations
 import hashlib
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from random import Random
 
-SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "encodings", "pydoc_data", "turtledemo"}
+SKIPPED = {
+    "site-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "encodings",
+    "pydoc_data",
+    "turtledemo",
+}
 EVAL_ONE_IN = 12
 
 
@@ -27,6 +37,7 @@ def files() -> Iterator[tuple[str, Path]]:
     yield from sorted((name.as_posix(), path) for name, path in found if not SKIPPED & set(name.parts))
 
 
+@cache
 def texts(evaluation: bool = False) -> list[str]:
     """The files of one side of the split, plain ASCII ones only."""
     chosen = (path.read_bytes() for name, path in files() if held_out(name) is evaluation)

@@ -79,7 +79,7 @@ class Cache:
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Rotary embedding of x [N, H, D] by angle [N, D / 2], halves apart as in Hugging Face and llama.cpp's NEOX kind."""
+    """Rotary embedding of x [N, H, D] by angle [N, D / 2], halves apart (llama.cpp's NEOX kind)."""
     cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
@@ -100,6 +100,7 @@ class Norm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
 
 
@@ -118,6 +119,7 @@ class Attention(nn.Module):
         self.k_norm = Norm(shape.head_dim, shape.rms_norm_eps)
 
     def forward(self, x: Tensor, angle: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        """x [N, hidden] -> [N, hidden]; angle [N, head_dim / 2]."""
         heads = lambda y: y.unflatten(-1, (-1, self.shape.head_dim))  # noqa: E731
         q = rotate(self.q_norm(heads(self.q_proj(x))), angle)
         k = rotate(self.k_norm(heads(self.k_proj(x))), angle)
@@ -135,8 +137,7 @@ class Attention(nn.Module):
         """Attention when the queries [N, H, D] are only the newest tokens of each row."""
         per_row = len(layout.rows) // layout.batch
         if per_row * layout.batch != len(layout.rows) or per_row > 1:
-            mask = visible
-            return layout.unpad(F.scaled_dot_product_attention(layout.pad(q), k, v, attn_mask=mask))
+            return layout.unpad(F.scaled_dot_product_attention(layout.pad(q), k, v, attn_mask=visible))
         mask = visible[layout.positions][:, None, None]
         return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask).flatten(1)
 
@@ -151,6 +152,7 @@ class Feed(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, hidden] -> [N, hidden]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -165,6 +167,7 @@ class Block(nn.Module):
         self.mlp = Feed(shape)
 
     def forward(self, x: Tensor, angle: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
+        """[N, hidden] -> [N, hidden]."""
         x = x + self.self_attn(self.input_layernorm(x), angle, layout, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -180,6 +183,7 @@ class Trunk(nn.Module):
         self.norm = Norm(shape.hidden_size, shape.rms_norm_eps)
 
     def forward(self, ids: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+        """ids [N] -> [N, hidden]."""
         half = torch.arange(0, self.shape.head_dim, 2) / self.shape.head_dim
         angle = layout.positions[:, None] * self.shape.rope_theta**-half
         x = self.embed_tokens(ids)

@@ -34,18 +34,21 @@ def number(rng: Random, largest_digits: int = 3) -> int:
 
 
 def add(rng: Random) -> Task:
+    """Two numbers, the answer repeats the question."""
     a, b = number(rng), number(rng)
     ask = rng.choice([f"Add {a} and {b}.", f"What is {a} + {b}?", f"What is the sum of {a} and {b}?", f"{a} plus {b}?"])
     return Task(ask, f"{a} + {b} = {a + b}", (min(a, b), max(a, b)))
 
 
 def subtract(rng: Random) -> Task:
+    """The smaller from the larger."""
     b, a = sorted((number(rng), number(rng)))
     ask = rng.choice([f"Subtract {b} from {a}.", f"What is {a} - {b}?", f"{a} minus {b}?", f"Take {b} away from {a}."])
     return Task(ask, f"{a} - {b} = {a - b}", (a, b))
 
 
 def running_sum(rng: Random) -> Task:
+    """Three or four numbers, every partial sum written out."""
     numbers = [rng.randrange(1, 80) for _ in range(rng.choice([3, 4]))]
     total, steps = numbers[0], []
     for n in numbers[1:]:
@@ -57,6 +60,7 @@ def running_sum(rng: Random) -> Task:
 
 
 def times(rng: Random) -> Task:
+    """Two digits by one, through tens and ones."""
     a, b = rng.randrange(11, 100), rng.randrange(2, 10)
     tens, ones = a // 10 * 10, a % 10
     steps = f"{a} * {b} = {tens} * {b} + {ones} * {b} = {tens * b} + {ones * b} = {a * b}"
@@ -65,6 +69,7 @@ def times(rng: Random) -> Task:
 
 
 def sort(rng: Random) -> Task:
+    """Five or six numbers, a quarter of the time downwards."""
     numbers = rng.sample(range(1, 100), rng.choice([5, 6]))
     listed, down = " ".join(map(str, numbers)), rng.random() < 0.25
     ask = rng.choice([f"Sort {listed}", f"Put in order: {listed}", f"Sort these numbers: {listed}"])
@@ -74,6 +79,7 @@ def sort(rng: Random) -> Task:
 
 
 def largest(rng: Random) -> Task:
+    """Or the smallest, of four or five numbers."""
     numbers = [rng.randrange(1, 1000) for _ in range(rng.choice([4, 5]))]
     listed, word = " ".join(map(str, numbers)), rng.choice(["largest", "smallest"])
     best = max(numbers) if word == "largest" else min(numbers)
@@ -82,6 +88,7 @@ def largest(rng: Random) -> Task:
 
 
 def count(rng: Random) -> Task:
+    """From a number to another in steps."""
     start, step, n = rng.randrange(1, 200), rng.randrange(2, 13), rng.randrange(6, 12)
     numbers = [start + step * i for i in range(n)]
     by = rng.choice([f"in steps of {step}", f"by {step}"])
@@ -101,12 +108,14 @@ def in_words(n: int) -> str:
 
 
 def number_words(rng: Random) -> Task:
+    """A number in English."""
     n = rng.choice([rng.randrange(20, 1000), rng.randrange(1000, 10000), rng.randrange(1000, 10000)])
     ask = rng.choice([f"Write {n} in words.", f"Spell out the number {n}.", f"How do you say {n}?"])
     return Task(ask, in_words(n), (n,))
 
 
 def next_day(rng: Random) -> Task:
+    """The day after a date, ends of months more often than they come."""
     day = date(1990, 1, 1) + timedelta(rng.randrange(14600))
     if rng.random() < 0.4:
         day = day.replace(day=28) + timedelta(rng.randrange(4))
@@ -117,6 +126,7 @@ def next_day(rng: Random) -> Task:
 
 
 def weekday(rng: Random) -> Task:
+    """The day of the week some days later, through whole weeks and a walk."""
     start, n = rng.randrange(7), rng.randrange(8, 70)
     weeks, rest = divmod(n, 7)
     walk = ", ".join(DAYS[(start + i) % 7] for i in range(rest + 1))
@@ -126,8 +136,11 @@ def weekday(rng: Random) -> Task:
 
 
 def units(rng: Random) -> Task:
+    """Two units to the smaller one."""
     big = rng.choice([*BIG_UNITS, "h", "min"])
     small, factor = BIG_UNITS[big]
     a, b = rng.randrange(1, 13), rng.randrange(1, factor)
     ask = rng.choice([f"Convert {a} {big} {b} {small} to {small}.", f"How many {small} is {a} {big} {b} {small}?"])
-    return Task(ask, f"{a} {big} {b} {small} = {a * factor} {small} + {b} {small} = {a * factor + b} {small}", (big, a, b))
+    return Task(
+        ask, f"{a} {big} {b} {small} = {a * factor} {small} + {b} {small} = {a * factor + b} {small}", (big, a, b)
+    )

@@ -1,6 +1,6 @@
 """The tokenizer both models share: byte-level BPE with Qwen2's split, so that digits are single tokens.
 
-The pattern is the one llama.cpp runs for `tokenizer.ggml.pre = qwen2`; there is no normalizer because llama.cpp has none.
+The pattern is the one llama.cpp runs for `tokenizer.ggml.pre = qwen2`; no normalizer, because llama.cpp has none.
 Knows nothing of models.
 """
 

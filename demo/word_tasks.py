@@ -27,6 +27,7 @@ def syllables(rng: Random, n: int) -> str:
 
 
 def reverse_words(rng: Random) -> Task:
+    """Four to seven words, last first."""
     words = rng.sample(WORDS, rng.choice([4, 5, 6, 7]))
     listed = " ".join(words)
     ask = rng.choice([f"Reverse the words: {listed}", f"Say backwards: {listed}", f"Write in reverse order: {listed}"])
@@ -34,6 +35,7 @@ def reverse_words(rng: Random) -> Task:
 
 
 def alphabet(rng: Random) -> Task:
+    """Four to six words in alphabetical order."""
     words = rng.sample(WORDS, rng.choice([4, 5, 6]))
     listed = " ".join(words)
     ask = rng.choice([f"Sort by alphabet: {listed}", f"Put in alphabetical order: {listed}"])
@@ -41,6 +43,7 @@ def alphabet(rng: Random) -> Task:
 
 
 def dedupe(rng: Random) -> Task:
+    """The words without their repeats."""
     kinds = rng.sample(WORDS, rng.choice([3, 4, 5]))
     words = [*kinds, *rng.choices(kinds, k=rng.choice([2, 3]))]
     rng.shuffle(words)
@@ -50,18 +53,21 @@ def dedupe(rng: Random) -> Task:
 
 
 def spell(rng: Random) -> Task:
+    """The letters of a made-up word."""
     word = syllables(rng, rng.choice([3, 4, 5]))
     ask = rng.choice([f"Spell {word}.", f"Spell the word {word}.", f"What are the letters of {word}?"])
     return Task(ask, " ".join(word), (word,))
 
 
 def backwards(rng: Random) -> Task:
+    """The letters of a made-up word, forwards and then backwards."""
     word = syllables(rng, rng.choice([2, 3]))
     ask = rng.choice([f"Spell {word} backwards.", f"Reverse the letters of {word}."])
     return Task(ask, f"{' '.join(word)}, backwards {' '.join(reversed(word))}", (word,))
 
 
 def record(rng: Random) -> Task:
+    """A sentence as JSON."""
     name, city, age = rng.choice(NAMES), rng.choice(CITIES), rng.randrange(18, 90)
     said = {"name": name, "age": age, "city": city}
     ask = rng.choice([f"Make JSON: {name} from {city} is {age}.", f"As JSON: {name}, {age}, lives in {city}"])
@@ -69,6 +75,7 @@ def record(rng: Random) -> Task:
 
 
 def function(rng: Random) -> Task:
+    """A one-line Python function."""
     name, verb, n = syllables(rng, 2), rng.choice([*VERBS]), rng.randrange(2, 100)
     ask = rng.choice([f"Write a function {name} that {verb} {n}.", f"Python function {name}: {verb} {n}"])
     return Task(ask, f"def {name}(x):\n    return x {VERBS[verb]} {n}", (name, verb, n))
