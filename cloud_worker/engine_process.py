@@ -18,6 +18,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -93,6 +94,8 @@ class EngineProcess:
         """End the child: ask, then kill by pid."""
         if self._writer:
             self._writer.close()
+            with suppress(ConnectionError):
+                await self._writer.wait_closed()
             self._writer = None
         if self._child and self._child.returncode is None:
             try:
@@ -194,25 +197,25 @@ def _environment(spec: EngineSpec) -> dict[str, str]:
 
 def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
     """Import and open the engine a spec names, with its vocabulary. Raises ModelError or EngineError."""
-    from pathlib import Path
-
-    limits = {"context": spec.context, "draft_max": spec.draft_max, "max_sessions": spec.max_sessions}
+    limits = {"context": spec.context, "draft_max": spec.draft_max}
     if spec.engine == "fake":
-        from pilotfish.cloud_worker.engines.fake import open_fake
+        from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
 
-        return open_fake(spec.model, **limits)
+        return FakeVerifier(**limits), Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
+    limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
     if spec.engine == "llamacpp":
         from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
 
-        llama = LlamaCppVerifier(Path(spec.model), threads=spec.threads, **limits)
-        return llama, llama.vocabulary
+        llama = LlamaCppVerifier(Path(spec.model), **limits)
+        model = llama.model
+        stops = tuple(sorted(model.eog_ids))
+        return llama, Vocabulary(tuple(model.token_bytes), model.chat_template or "", stops)
     if spec.engine == "vllm":
         from pilotfish.cloud_worker.engines.hf_vocabulary import read_vocabulary
         from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 
         vocabulary = read_vocabulary(Path(spec.model))
-        options = {"threads": spec.threads, "dtype": spec.dtype, "kv_cache_gb": spec.kv_cache_gb}
-        return VllmVerifier(Path(spec.model), **limits, **options), vocabulary  # type: ignore[arg-type]
+        return VllmVerifier(Path(spec.model), dtype=spec.dtype, kv_cache_gb=spec.kv_cache_gb, **limits), vocabulary
     raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
 
 

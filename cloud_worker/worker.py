@@ -50,13 +50,16 @@ class WorkerSpec:
 class StreamWorker(Worker):
     """An arq Worker whose jobs come from `Ingress`. `functions` are named after message types ("verify", "cancel", ...)."""
 
-    def __init__(self, functions: Any, *, ingress: Ingress, describe: Callable[[], dict[str, str]], **kwargs: Any) -> None:
+    def __init__(
+        self, functions: Any, *, ingress: Ingress, describe: Callable[[], dict[str, str]],
+        announce: Callable[[], Awaitable[None]], **kwargs: Any,
+    ) -> None:  # fmt: skip
         _refuse_pickle(kwargs)
         super().__init__(
             functions, poll_delay=0, handle_signals=True, job_completion_wait=DRAIN_SECONDS, log_results=False,
             queue_name=f"arq:{keys.PREFIX}:{ingress.target}", **kwargs,
         )  # fmt: skip
-        self.ingress, self.describe = ingress, describe
+        self.ingress, self.describe, self.announce = ingress, describe, announce
         self._sweeper: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
 
@@ -102,7 +105,8 @@ class StreamWorker(Worker):
 
     async def _beat(self) -> None:
         state = "serving" if self.allow_pick_jobs else "draining"
-        await self.ingress.beat({**self.describe(), "state": state, "credit": str(self.credit)})
+        if not await self.ingress.beat({**self.describe(), "state": state, "credit": str(self.credit)}):
+            await self.announce()
 
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
@@ -187,17 +191,20 @@ class StreamWorker(Worker):
     # --- the end ---------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Stop sweeping, hand our own stream to the peers, then let arq close the rest."""
-        if self._sweeper:
-            self._sweeper.cancel()
+        """Stop sweeping, hand our own streams to the peers, free the connections. Replaces arq's, which would not survive
+        a Redis that is away."""
+        sweeping = [self._sweeper] if self._sweeper else []
+        for task in sweeping:
+            task.cancel()
+        await asyncio.gather(*sweeping, *self.tasks.values(), return_exceptions=True)
         try:
             await self.ingress.leave()
+            await self.pool.delete(self.health_check_key)
         except (rx.RedisError, OSError) as error:
             log.warning("left without saying so, Redis is away: %s", error)
-            self._pool = None
-            if self.on_shutdown:
-                await self.on_shutdown(self.ctx)
-        await super().close()
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        await self.pool.aclose(close_connection_pool=True)
 
 
 def _about(delivery: Delivery, message: Message | None) -> dict[str, Any]:
@@ -274,13 +281,14 @@ def arq_pool(url: str, queue_name: str) -> ArqRedis:
 async def run(spec: WorkerSpec, ready: Callable[[fleet.Target, EngineProcess], None] | None = None) -> None:
     """Open the engine, announce the target, serve until SIGTERM or SIGINT. Raises what start-up raises."""
     pool = arq_pool(spec.redis_url, f"arq:{keys.PREFIX}")
-    await ping(pool, spec.redis_url)
     engine = EngineProcess(spec.engine)
-    await engine.start()
     try:
+        await ping(pool, spec.redis_url)
+        await engine.start()
         await _serve(spec, pool, engine, ready)
     finally:
         await engine.stop()
+        await pool.aclose(close_connection_pool=True)
 
 
 async def _serve(
@@ -294,18 +302,19 @@ async def _serve(
     ingress = Ingress(pool, target.id, name)
     worker = StreamWorker(
         FUNCTIONS, ingress=ingress, describe=lambda: _describe(worker, engine), redis_pool=pool, max_jobs=spec.max_jobs,
-        job_timeout=JOB_SECONDS, job_serializer=msgpack.packb, job_deserializer=msgpack.unpackb,
+        announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
+        job_serializer=msgpack.packb, job_deserializer=msgpack.unpackb,
     )  # fmt: skip
     worker.ctx["verification"] = Verification(engine, name, lambda: worker.credit)
 
-    async def announce(_: Any) -> None:
-        await fleet.announce(pool, target)
+    async def open_and_beat(_: Any) -> None:
+        await worker.announce()
         await ingress.open()
         await ingress.beat({"state": "serving"})
         if ready:
             ready(target, engine)
 
-    worker.on_startup = announce
+    worker.on_startup = open_and_beat
     try:
         await worker.async_run()
     except asyncio.CancelledError:

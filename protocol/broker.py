@@ -176,6 +176,13 @@ class EdgeBroker:
                 pipe.xdel(stream, entry_id)
                 await pipe.execute()
 
+    async def withdrawn(self, request: str) -> bool:
+        """True if the request's last word is already written: it was cancelled before anyone took it."""
+        with translated():
+            newest = await self.redis.xrevrange(keys.output(self.tenant, request), count=1)
+        last = read_entry(newest[0][1], ToShell) if newest else None
+        return getattr(last, "type", "") in ("finished", "failed")
+
     async def say(self, request: str, message: Message) -> None:
         """Append to a submitted prompt's output."""
         out = keys.output(self.tenant, request)

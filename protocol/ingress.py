@@ -84,8 +84,11 @@ class Ingress:
         for stream in self._streams([self.worker, keys.ANY]):
             await ensure_group(self.redis, stream, keys.GROUP_WORKERS)
 
-    async def beat(self, fields: dict[str, str]) -> None:
-        """Say that we live, renew what we own, and learn about peers and tenants. Two round trips."""
+    async def beat(self, fields: dict[str, str]) -> bool:
+        """Say that we live, renew what we own, and learn about peers and tenants. Two round trips.
+
+        False when the target's pair key is gone (Redis restarted empty): announce the target again.
+        """
         before = set(self.tenants)
         await self._read_clock_and_tenants()
         if set(self.tenants) - before:
@@ -98,9 +101,11 @@ class Ingress:
         pipe.pexpire(workers, keys.JOBS_TTL_MS)
         for stream in self._streams([self.worker, keys.ANY]):
             pipe.pexpire(stream, keys.JOBS_TTL_MS)
+        pipe.pexpire(keys.pair(self.target), keys.PAIR_TTL_MS)
         pipe.zrange(workers, 0, -1, withscores=True)
-        *_, scores = await pipe.execute()
+        *_, renewed, scores = await pipe.execute()
         self._sort_peers(scores)
+        return bool(renewed)
 
     async def leave(self) -> None:
         """We pick nothing up any more: peers may read what lies in our own streams at once."""

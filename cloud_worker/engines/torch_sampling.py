@@ -14,7 +14,7 @@ from torch import Tensor
 
 MASK_32 = 0xFFFFFFFF
 UNDRAWABLE = -1  # the "draw" of a row with NaN or +inf, or nothing but -inf: the engine must fail that request
-CHUNK_ELEMENTS = 1 << 22  # rows x vocab handled at once: 32 MiB for each float64 temporary
+CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 22}  # rows x vocab at once: in the CPU's cache; 32 MiB a GPU temporary
 
 
 def gumbel_hash(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
@@ -96,9 +96,9 @@ def draw_rows(
 ) -> Tensor:
     """The token drawn from each row of logits [rows, vocab] float32; int64 [rows] on their device.
 
-    Logits are not changed. The other arguments are [rows]: seeds int64 (the bits of a uint64), positions and top_k integers, the rest floats,
-    which are rounded to float32. They may be on either device; on the CPU they cost no synchronisation.
-    A row that nothing can be drawn from yields UNDRAWABLE: the caller must look for it.
+    Logits are not changed. The other arguments are [rows]: seeds int64 (the bits of a uint64), positions and top_k
+    integers, the rest floats, which are rounded to float32. They may be on either device; on the CPU they cost no
+    synchronisation. A row that nothing can be drawn from yields UNDRAWABLE: the caller must look for it.
     """
     if logits.dim() != 2 or logits.dtype != torch.float32:
         raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}: pass float32 [rows, vocab]")
@@ -106,7 +106,7 @@ def draw_rows(
     if not params.temperature.any():
         return _drawn(logits)
     states = _row_states(seeds.long(), positions.long()).to(logits.device)
-    size = max(1, CHUNK_ELEMENTS // logits.shape[1])
+    size = max(1, CHUNK_ELEMENTS[logits.device.type] // logits.shape[1])
     chunks = [slice(start, start + size) for start in range(0, len(logits), size)]
     return torch.cat([_drawn(_perturbed(logits[c], states[c], params[c])) for c in chunks])
 

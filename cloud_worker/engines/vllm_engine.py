@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -37,7 +38,7 @@ WHOLE_FILE_BYTES: Final = 64 << 20  # weight files up to this size are fingerpri
 SAMPLES: Final = 64  # pieces of SAMPLE_BYTES fingerprinted of a larger one
 SAMPLE_BYTES: Final = 16 << 10
 
-_FAILED: Final = "vLLM's logits were not finite: check the weights and dtype"
+_FAILED: Final = "The target's logits were not finite, so nothing can be drawn; check its weights and dtype."
 _MODULE: Final = "pilotfish.cloud_worker.engines"
 _ENVIRONMENT: Final = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the supervisor decides about cores
@@ -72,6 +73,7 @@ class Round:
 
     @classmethod
     def of(cls, request: VerifyRequest) -> Round:
+        """A copy: vLLM and the scheduler change what they are given."""
         return cls(request.sampling, list(request.draft), request.continue_tokens, frozenset(request.stop_ids))
 
     def is_over(self, draws: list[int]) -> bool:
@@ -144,6 +146,7 @@ class VllmVerifier(Verifier):
 
     @property
     def busy(self) -> bool:
+        """True while some request waits for a step."""
         return bool(self._rounds)
 
     def submit(self, request: VerifyRequest) -> None:
@@ -181,14 +184,18 @@ class VllmVerifier(Verifier):
             # EngineCore.post_step only carries proposals back to the scheduler, and NullProposer makes none.
             outputs, _ = self._core.step()
         except Exception as error:
-            raise EngineError(f"vLLM failed in a step ({type(error).__name__}: {error}): restart the engine") from error
+            raise EngineError(
+                f"vLLM failed in a step ({type(error).__name__}: {error}); restart the engine."
+            ) from error
         return [self._event(output) for group in outputs.values() for output in group.outputs]
 
     def cancel(self, request_id: str) -> None:
+        """Forget a request and free its blocks; what it computed stays in the prefix cache."""
         if self._rounds.pop(request_id, None) is not None:
             self._core.abort_requests([request_id])
 
     def close(self) -> None:
+        """Release the model and the KV cache."""
         self._rounds.clear()
         self._core.shutdown()
 
@@ -204,32 +211,33 @@ class VllmVerifier(Verifier):
         drafted, info = len(request.draft), self.info
         length = len(request.prefix) + drafted + 1 + request.continue_tokens
         if request.request_id in self._rounds:
-            raise RequestRefused(f"request {request.request_id} is already running: give each round its own id")
+            raise RequestRefused(f"Request {request.request_id} is already running; give each round its own id.")
         if not request.prefix:
-            raise RequestRefused("the prefix is empty: a round needs at least one token to start from")
+            raise RequestRefused("The prefix is empty; send at least one token.")
         if drafted > info.draft_max:
-            raise RequestRefused(f"the draft has {drafted} tokens, the engine verifies {info.draft_max}: send fewer")
+            raise RequestRefused(f"A draft of {drafted} exceeds this worker's {info.draft_max}; send a shorter one.")
         if request.continue_tokens < 0 or length > info.context:
             raise RequestRefused(
-                f"prefix {len(request.prefix)} + draft {drafted} + 1 + continuation {request.continue_tokens} tokens "
-                f"do not fit the context of {info.context}: shorten the request"
+                f"{len(request.prefix)} + {drafted} + 1 + {request.continue_tokens} tokens (prefix, draft, draw, "
+                f"continuation) do not fit the target's context of {info.context}; shorten the prompt or the answer."
             )
         _check_ids(request.prefix, info.vocab_size)
         _check_ids(request.draft, info.vocab_size)
         try:
             Sampling.model_validate(request.sampling.model_dump())
         except ValidationError as error:
-            raise RequestRefused(f"the sampling parameters are out of range: {error.errors()[0]['loc']}") from error
+            raise RequestRefused(
+                f"The sampling parameters are impossible: {error.errors()[0]['loc'][0]} is out of range."
+            ) from error
 
 
 def _check_ids(ids: list[int], vocab_size: int) -> None:
     """Refuse what is no token id. An id outside the vocabulary would index past the embedding table."""
-    try:
-        array = np.asarray(ids, dtype=np.int64) if ids else np.zeros(1, np.int64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestRefused("the token ids are not integers: send ids of the target's vocabulary") from error
-    if array.ndim != 1 or array.min() < 0 or array.max() >= vocab_size:
-        raise RequestRefused(f"a token id lies outside the vocabulary of {vocab_size}: check the pair of models")
+    array = np.asarray(ids or [0])
+    if array.dtype.kind != "i" or array.ndim != 1:
+        raise RequestRefused("The token ids are not a list of integers; send ids of the target's vocabulary.")
+    if array.min() < 0 or array.max() >= vocab_size:
+        raise RequestRefused(f"A token id is not in the target's vocabulary of {vocab_size}; check the pair of models.")
 
 
 # --- starting ------------------------------------------------------------------------------------------------
@@ -267,11 +275,21 @@ def _config(model_dir: Path, context: int) -> dict[str, Any]:
 
 
 def _start(threads: int, **settings: Any) -> EngineCore:
-    """An engine core in this process, as vllm/v1/engine/core_client.py InprocClient makes it."""
+    """An engine core in this process. Raises ModelError with vLLM's own reason."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # platforms/cpu.py would swap the uni-process executor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's and torch's own deprecations, while they load
+        try:
+            return _engine_core(threads, settings)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ModelError(f"vLLM cannot serve {settings['model']}: {error}") from error
+
+
+def _engine_core(threads: int, settings: dict[str, Any]) -> EngineCore:
+    """As vllm/v1/engine/llm_engine.py from_engine_args and core_client.py InprocClient make it."""
     import torch
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
@@ -292,6 +310,7 @@ def _start(threads: int, **settings: Any) -> EngineCore:
         scheduler_cls=f"{_MODULE}.vllm_scheduler.VerifyScheduler",
         worker_cls=f"{_MODULE}.vllm_runner.CoupledWorker",
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         **settings,
     ).create_engine_config()
     return EngineCore(config, Executor.get_class(config), log_stats=False)

@@ -39,9 +39,10 @@ class NullProposer:
         pass
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        pass
+        """Called by the runner after its own model."""
 
     def propose(self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        """No drafts for any request."""
         return [[] for _ in sampled_token_ids]
 
 
@@ -49,6 +50,7 @@ class CoupledWorker(_Worker):  # type: ignore[misc]  # vllm is untyped where it 
     """The platform's own worker; its model runner draws by the coupled rule."""
 
     def init_device(self) -> None:
+        """Make the runner as upstream does, then change how it samples."""
         super().init_device()
         install(self.model_runner)
 

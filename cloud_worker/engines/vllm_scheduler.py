@@ -78,9 +78,15 @@ class VerifyScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped where
         update_from_output() has taken rejected rows off num_computed_tokens by now. Upstream caches blocks when it
         allocates the next step, which a round does not have: without this, accepted tokens would never be cached.
         """
+        round_ = round_of(request)
         request.append_output_token_ids(new_token_ids)
-        self.kv_cache_manager.cache_blocks(request, min(request.num_computed_tokens, request.num_tokens))
-        over = round_of(request).is_over(new_token_ids)
+        if round_.undrawable:  # whatever it computed is not to be trusted, nor to fail the same job again
+            self.kv_cache_manager.evict_blocks(
+                {i for group in self.kv_cache_manager.get_block_ids(request.request_id) for i in group}
+            )
+        else:
+            self.kv_cache_manager.cache_blocks(request, min(request.num_computed_tokens, request.num_tokens))
+        over = round_.is_over(new_token_ids)
         if over:
             request.status = RequestStatus.FINISHED_LENGTH_CAPPED
         return new_token_ids, over

@@ -1,0 +1,262 @@
+"""An agent process: one drafter, one broker, many generations at once; takes submitted prompts.
+
+Ties the parts together: a thread that owns the drafter, a task that reads every reply on one blocking connection and
+hands it to its generation, a task that takes prompts, a task that beats. Knows nothing of HTTP or terminals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pilotfish.edge_agent.drafters.base import Draft, Drafter
+from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.text import Decoder
+from pilotfish.edge_agent.tokenizer import Tokenizer
+from pilotfish.protocol import keys
+from pilotfish.protocol.broker import EdgeBroker
+from pilotfish.protocol.errors import BrokerError, EmptyPrompt, InvalidMessage, PilotfishError, PromptTooLong
+from pilotfish.protocol.fleet import Target
+from pilotfish.protocol.messages import (
+    Accepted,
+    CancelRequest,
+    Failed,
+    Finished,
+    Prompt,
+    Sampling,
+    Text,
+)
+
+log = logging.getLogger("pilotfish.agent")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request gets where it does not say otherwise."""
+
+    draft_tokens: int = 4
+    window: int = 1
+    resends: int = 2
+    round_timeout_ms: int = 5_000
+    max_requests: int = 8
+
+
+class Agent:
+    """See the module docstring. Without broker and target only `edge_only` generations run."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        tokenizer: Tokenizer,
+        stop_ids: Sequence[int],
+        broker: EdgeBroker | None = None,
+        target: Target | None = None,
+        defaults: Defaults | None = None,
+    ) -> None:
+        self.drafter, self.tokenizer, self.stop_ids = drafter, tokenizer, frozenset(stop_ids)
+        self.broker, self.target, self.defaults = broker, target, defaults or Defaults()
+        self.generations: dict[str, Generation] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafter")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._requests: dict[str, Generation] = {}
+        self._taken: dict[bytes, asyncio.Task[None]] = {}
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    async def start(self, *, take_prompts: bool = False) -> None:
+        """Begin to read replies, and with `take_prompts` to serve what shells submit."""
+        if self.broker is None:
+            return
+        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._read_replies]
+        if take_prompts:
+            await self.broker.open_prompts()
+            await self._beat_once()
+            loops += [self._take_prompts, self._beat]
+        self._tasks = [asyncio.create_task(loop()) for loop in loops]
+
+    async def stop(self) -> None:
+        """End every task and generation, leave the fleet, free the drafter."""
+        for task in [*self._tasks, *self._taken.values()]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._taken.values(), return_exceptions=True)
+        if self.broker is not None:
+            with suppress(BrokerError):
+                await self.broker.leave()
+            await self.broker.redis.aclose()
+        await self._on_thread(self.drafter.close)
+        self._thread.shutdown()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more prompts; give those running some time."""
+        for task in self._tasks[1:]:
+            task.cancel()
+        if self._taken:
+            await asyncio.wait(self._taken.values(), timeout=seconds)
+
+    # --- generations -----------------------------------------------------------------------------------------
+
+    async def encode(self, text: str, *, chat: bool, max_tokens: int) -> tuple[int, ...]:
+        """Token ids of a prompt. Raises EmptyPrompt or PromptTooLong."""
+        if not text.strip():
+            raise EmptyPrompt("the prompt is empty: give some text, a file, or - for standard input")
+        ids = await self._on_thread(lambda: self.tokenizer.encode(text, chat=chat))
+        if not ids:
+            raise EmptyPrompt("the prompt has no tokens: give some text")
+        room = min([self.drafter.info.context, *([self.target.context] if self.target else [])])
+        if len(ids) + max_tokens + 1 > room:
+            raise PromptTooLong(
+                f"the prompt's {len(ids)} tokens and {max_tokens} for the answer exceed the context of {room}: "
+                f"shorten it or lower --max-tokens"
+            )
+        return tuple(ids)
+
+    def open(self, task: Task) -> Generation:
+        """A generation of this agent; run it, then `close` it."""
+        generation = Generation(task, self._draft, self.broker, self.target, self.vocab_size)
+        self.generations[generation.session.id] = generation
+        return generation
+
+    def close(self, generation: Generation) -> None:
+        """Forget a generation, here and in the drafter."""
+        if self.generations.pop(generation.session.id, None):
+            self._thread.submit(self.drafter.close_session, generation.session.id)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids a verdict may contain."""
+        return len(self.target.vocabulary) if self.target else self.drafter.info.vocab_size
+
+    async def _draft(
+        self, session: str, ids: Sequence[int], count: int, sampling: Sampling, stop_ids: frozenset[int]
+    ) -> Draft:
+        return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids))
+
+    async def _on_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    # --- loops -----------------------------------------------------------------------------------------------
+
+    async def _read_replies(self) -> None:
+        assert self.broker is not None
+        async for message in self.broker.replies():
+            if isinstance(message, InvalidMessage):
+                log.warning("a reply could not be read: %s", message)
+            elif isinstance(message, CancelRequest):
+                if generation := self._requests.get(message.request):
+                    generation.cancel()
+            elif message.boot == self.broker.boot and (found := self.generations.get(message.session)):
+                found.inbox.put_nowait(message)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(keys.BEAT_EVERY_MS / 1000)
+            with suppress(BrokerError):
+                await self._beat_once()
+
+    async def _beat_once(self) -> None:
+        assert self.broker is not None
+        await self.broker.beat({"running": str(len(self._taken)), "target": self.target.id if self.target else ""})
+        await self.broker.keep_prompts(list(self._taken))
+
+    async def _take_prompts(self) -> None:
+        assert self.broker is not None
+        while True:
+            try:
+                room = self.defaults.max_requests - len(self._taken)
+                for entry_id, prompt in await self.broker.take_prompts(room) if room > 0 else ():
+                    self._begin(entry_id, prompt)
+                if room <= 0:
+                    await asyncio.wait(self._taken.values(), return_when=asyncio.FIRST_COMPLETED)
+            except BrokerError as error:
+                log.warning("%s", error)
+                await asyncio.sleep(0.5)
+                with suppress(BrokerError):
+                    await self.broker.open_prompts()
+
+    def _begin(self, entry_id: bytes, prompt: Prompt | InvalidMessage) -> None:
+        if entry_id not in self._taken:
+            task = asyncio.create_task(self._serve(entry_id, prompt))
+            self._taken[entry_id] = task
+            task.add_done_callback(lambda _: self._taken.pop(entry_id, None))
+
+    # --- one submitted prompt --------------------------------------------------------------------------------
+
+    async def _serve(self, entry_id: bytes, prompt: Prompt | InvalidMessage) -> None:
+        """Answer a prompt and take it off the stream. If Redis is away at the end, its lease brings it back to someone."""
+        assert self.broker is not None
+        try:
+            if isinstance(prompt, InvalidMessage):
+                log.warning("a submitted prompt could not be read: %s", prompt)
+            elif not await self.broker.withdrawn(prompt.request):
+                await self._answer(prompt)
+            await self.broker.drop_prompt(entry_id)
+        except BrokerError as error:
+            log.warning("a prompt stays queued: %s", error)
+
+    async def _answer(self, prompt: Prompt) -> None:
+        assert self.broker is not None
+        try:
+            await self._generate(prompt)
+        except BrokerError:
+            raise
+        except PilotfishError as error:
+            await self.broker.say(prompt.request, Failed(request=prompt.request, code=error.code, sentence=str(error)))
+        except Exception as error:
+            log.exception("a generation raised")
+            sentence = f"{type(error).__name__}: {error}; the agent's log has the rest"
+            await self.broker.say(prompt.request, Failed(request=prompt.request, code="internal", sentence=sentence))
+
+    async def _generate(self, prompt: Prompt) -> None:
+        assert self.broker is not None
+        ids = await self.encode(prompt.text, chat=not prompt.raw, max_tokens=prompt.max_tokens)
+        generation = self.open(self.task(prompt, ids))
+        self._requests[prompt.request] = generation
+        try:
+            seed, agent = prompt.sampling.seed, self.broker.agent
+            await self.broker.say(
+                prompt.request, Accepted(request=prompt.request, agent=agent, prompt_tokens=len(ids), seed=seed)
+            )
+            await self._speak(prompt.request, generation)
+            last = Finished(request=prompt.request, reason=generation.finish, summary=generation.summary())
+            await self.broker.say(prompt.request, last)
+        finally:
+            self._requests.pop(prompt.request, None)
+            self.close(generation)
+
+    async def _speak(self, request: str, generation: Generation) -> None:
+        assert self.broker is not None
+        decoder, start = Decoder(self.tokenizer.piece, self.stop_ids), 0
+        async for tokens in generation.run():
+            ids, origins = tuple(t.id for t in tokens), tuple(t.origin for t in tokens)
+            pieces = tuple(decoder.feed(token) for token in ids)
+            await self.broker.say(request, Text(request=request, start=start, ids=ids, pieces=pieces, origins=origins))
+            start += len(ids)
+
+    def task(self, prompt: Prompt, ids: tuple[int, ...]) -> Task:
+        """A prompt's wishes, completed by this agent's defaults."""
+        chosen = self.defaults.draft_tokens if prompt.draft_tokens is None else prompt.draft_tokens
+        return Task(
+            prompt=ids,
+            mode=prompt.mode,
+            on_cloud_loss=prompt.on_cloud_loss or "wait",
+            sampling=prompt.sampling,
+            max_tokens=prompt.max_tokens,
+            stop_ids=self.stop_ids,
+            draft_tokens=chosen,
+            window=self.defaults.window,
+            resends=self.defaults.resends,
+            round_timeout_ms=self.defaults.round_timeout_ms,
+            deadline_ms=prompt.deadline_ms,
+        )
+
+
+def new_boot() -> str:
+    """A name for this run of an agent; replies to an earlier run are not ours."""
+    return secrets.token_hex(8)

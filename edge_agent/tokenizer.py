@@ -1,0 +1,63 @@
+"""Text to ids and back with the draft's own vocabulary, and the target's chat template.
+
+The pair check at start made sure that draft and target read every id as the same bytes, so either side's tokenizer
+serves both; the template is the target's, because the target decides what the text is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pilotfish.cache.chat_template import render_chat
+from pilotfish.cache.llama_context import LlamaModel
+
+
+class Tokenizer(Protocol):
+    """What an agent needs of a tokenizer."""
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """Token ids of a text; with `chat`, of the conversation in which the user says it."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes an id stands for; control tokens have none."""
+        ...
+
+
+class LlamaTokenizer:
+    """A GGUF model's tokenizer; `chat_template` overrides the one in the file."""
+
+    def __init__(self, model: LlamaModel, chat_template: str = "") -> None:
+        self.model, self.chat_template = model, chat_template
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """Special tokens are read in the template only: a user who types one gets its letters."""
+        if not chat:
+            return self.model.tokenize(text)
+        rendered = self._render(text) if self.chat_template else self.model.apply_chat_template(text)
+        return self.model.tokenize(rendered, special=True)
+
+    def _render(self, text: str) -> str:
+        return render_chat(self.chat_template, [{"role": "user", "content": text}])
+
+    def piece(self, token: int) -> bytes:
+        """See `Tokenizer.piece`."""
+        return self.model.piece(token)
+
+
+class ByteTokenizer:
+    """Ids are bytes: for the fake pair, whose vocabulary is the 256 byte values."""
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """UTF-8."""
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        """One byte."""
+        return bytes([token % 256])
+
+
+def byte_vocabulary() -> Sequence[bytes]:
+    """The 256 byte values, in order."""
+    return [bytes([value]) for value in range(256)]
