@@ -42,9 +42,13 @@ class Row(NamedTuple):
 def _library() -> Any:
     """llama_cpp's C API, with its log going to ours (level DEBUG) instead of stderr."""
     try:
-        import llama_cpp.llama_cpp as library  # type: ignore[import-untyped, unused-ignore]
+        import llama_cpp.llama_cpp as library
+        from llama_cpp import _utils
     except ImportError as error:
         raise ModelError("llama.cpp is not installed; run `pip install pilotfish[edge]`.") from error
+
+    for file in (_utils.outnull_file, _utils.errnull_file):  # opened at import, for the `Llama` class alone
+        file.close()
 
     @library.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
     def on_log(level: int, text: bytes, _data: object) -> None:
