@@ -79,6 +79,9 @@ class Settings(BaseModel):
 
     # both sides
     context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
+    cores: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = Field(
+        None, description="CPU cores of this process's engine, as in 0,1; unset: all"
+    )
     cache_dir: UserPath | None = Field(None, description="converted models and such; unset: <XDG cache>/pilotfish")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 

