@@ -38,7 +38,7 @@ WHOLE_FILE_BYTES: Final = 64 << 20  # weight files up to this size are fingerpri
 SAMPLES: Final = 64  # pieces of SAMPLE_BYTES fingerprinted of a larger one
 SAMPLE_BYTES: Final = 16 << 10
 
-_FAILED: Final = "The target's logits were not finite, so nothing can be drawn; check its weights and dtype."
+_UNDRAWABLE: Final = "The target's logits were not finite, so nothing can be drawn; check its weights and dtype."
 _MODULE: Final = "pilotfish.cloud_worker.engines"
 _ENVIRONMENT: Final = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the supervisor decides about cores
@@ -83,15 +83,15 @@ class Round:
 
     def event(self, request_id: str, draws: list[int], done: bool) -> VerifyEvent:
         """The event of a step's draws, with what was spent since the last one."""
-        costs = {"rows": self.rows, "steps": self.steps, "cached": self.cached}
+        rows, steps, cached = self.rows, self.steps, self.cached
         self.rows = self.steps = self.cached = 0
         if self.undrawable or not draws:
-            return VerifyEvent(request_id, [], error=_FAILED, **costs)
+            return VerifyEvent(request_id, [], 0, rows, steps, cached, error=_UNDRAWABLE)
         accepted = 0 if self.verified else len(draws) - 1
         if self.verified:
             self.continue_tokens -= len(draws)
         self.verified = True
-        return VerifyEvent(request_id, draws, accepted, done=done, **costs)
+        return VerifyEvent(request_id, draws, accepted, rows, steps, cached, done)
 
 
 class VllmVerifier(Verifier):
