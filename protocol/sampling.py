@@ -4,7 +4,8 @@
 
 `position` is the absolute index in the sequence of the token being drawn: after a prompt of n tokens the first draw is
 at n. The noise depends on nothing else, so two models that read the same prefix agree or differ by ids alone.
-Background: Gumbel-max sampling; Daliri et al. 2024, "Coupling without communication and drafter-invariant speculative decoding".
+Background: Gumbel-max sampling; Daliri et al. 2024, "Coupling without communication and drafter-invariant
+speculative decoding".
 
 The definition (`sampling_reference.py` is the same in plain Python, to read; `torch_sampling.py` the cloud's twin):
 
@@ -214,6 +215,7 @@ def perturbed(logits: Float32s, positions: npt.ArrayLike, sampling: Sampling) ->
     """What `draw` takes the argmax of, [rows, vocab] float64; -inf where filtered. The raw logits at T = 0.
 
     The difference of two entries of a row, in units of logit / T, is the gap by which one id won over the other.
+    A filter has an edge of its own: an id that last-bit differences moved across it is -inf here, and has no gap.
     """
     rows = _rows(logits)
     top = _highest(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,7 +164,14 @@ def _top_k_floor(rows: Tensor, floor: Tensor, params: _Params) -> Tensor:
 def _nucleus_floor(rows: Tensor, floor: Tensor, params: _Params) -> Tensor:
     """The value at which the mass of the highest logits, among those >= floor, reaches top_p."""
     temperature, top_p = params.temperature.to(rows.device)[:, None], params.top_p.to(rows.device)[:, None]
-    values = rows.masked_fill(rows < floor, -torch.inf).sort(dim=-1, descending=True).values
+    values = _descending(rows.masked_fill(rows < floor, -torch.inf))
     mass = ((values.double() - values[:, :1].double()) / temperature).exp_().cumsum(dim=-1)
     last = (mass < top_p * mass[:, -1:]).sum(dim=-1, keepdim=True)
     return values.gather(1, last.clamp_(max=rows.shape[1] - 1))
+
+
+def _descending(values: Tensor) -> Tensor:
+    """Each row sorted, NaN first. On the CPU by numpy, ten times as fast as torch, which sorts the indices as well."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
+    return values.sort(dim=-1, descending=True).values
