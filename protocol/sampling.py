@@ -26,9 +26,9 @@ The definition (`sampling_reference.py` is the same in plain Python, to read; `t
 Beside vLLM 0.32.0 (`vllm/v1/worker/gpu/sample/gumbel.py`, `sampler.py`, model runner V2). The same: `murmur3_hash32`
 with domain 0, bit for bit (the length 16 is xored in before the finalisation); u and the way round of the logarithms;
 the order of the filters, and which side of a threshold stays. Different: (a) vLLM hands its kernel the position of the
-last token read (`positions[logits_indices]`), so its noise at pos is ours at position pos + 1; (b) its noise, division
-and softmax are fp32, and its fp64 switch hashes 53 bits instead; (c) which of several equal logits pass top-p depends
-on its sort. Its V1 runner and its CPU sampler use other noise altogether.
+last token read (`positions[logits_indices]`), so the noise of its token n is that of our token n - 1: one seed gives
+other text there; (b) its noise, division and softmax are fp32, and its fp64 switch hashes 53 bits instead; (c) which of
+several equal logits pass top-p depends on its sort. Its V1 runner and its CPU sampler use other noise altogether.
 
 This module does not know models, text, drafts or rounds; it keeps nothing between calls but tables of constants.
 """
