@@ -138,7 +138,7 @@ def _until_it_answers(url: str, process: subprocess.Popen[bytes]) -> str:
     with redis.Redis.from_url(url, socket_timeout=1.0, decode_responses=True) as client:
         while time.monotonic() < deadline:
             with contextlib.suppress(redis.RedisError):
-                info: dict[str, str] = client.info("server")  # type: ignore[assignment]
+                info: dict[str, str] = client.info("server")
                 return info.get("valkey_version") or info["redis_version"]
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.005)
