@@ -1,0 +1,47 @@
+"""Every metric, one page: Prometheus names, labels, meaning. Labels are bounded: never a session, agent or tenant.
+
+    side    name                                          labels       what it counts
+    worker  pilotfish_jobs_total                          outcome      jobs answered: "verdict" or the refusal's code
+    worker  pilotfish_committed_tokens_total              -            draws asserted by verdicts
+    worker  pilotfish_engine_rows_total                   -            positions the engine computed for them
+    worker  pilotfish_engine_steps_total                  -            forward passes they took part in
+    worker  pilotfish_engine_restarts_total               -            engine child processes started again
+    worker  pilotfish_queue_seconds                       -            age of a job when its turn came, on Redis' clock
+    worker  pilotfish_verify_seconds                      -            from a job's turn to its verdict
+    edge    pilotfish_tokens_total                        origin       committed tokens by who wrote them
+    edge    pilotfish_verdicts_total                      fate         applied, stale, duplicate, disagreed, invalid, reordered
+    edge    pilotfish_resends_total                       -            rounds published again
+    edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
+    edge    pilotfish_degraded_total                      -            generations that went on without the cloud
+
+Counting is in process and free of I/O; who serves the page is not known here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+REGISTRY: Final = CollectorRegistry()
+_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+# worker
+JOBS: Final = Counter("pilotfish_jobs", "Jobs answered", ["outcome"], registry=REGISTRY)
+COMMITTED: Final = Counter("pilotfish_committed_tokens", "Draws asserted by verdicts", registry=REGISTRY)
+ROWS: Final = Counter("pilotfish_engine_rows", "Positions the engine computed", registry=REGISTRY)
+STEPS: Final = Counter("pilotfish_engine_steps", "Forward passes of the engine", registry=REGISTRY)
+RESTARTS: Final = Counter("pilotfish_engine_restarts", "Engine processes started again", registry=REGISTRY)
+QUEUE_SECONDS: Final = Histogram(
+    "pilotfish_queue_seconds", "Age of a job when its turn came", buckets=_SECONDS, registry=REGISTRY
+)
+VERIFY_SECONDS: Final = Histogram(
+    "pilotfish_verify_seconds", "From a job's turn to its verdict", buckets=_SECONDS, registry=REGISTRY
+)
+
+# edge
+TOKENS: Final = Counter("pilotfish_tokens", "Committed tokens by origin", ["origin"], registry=REGISTRY)
+VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them", ["fate"], registry=REGISTRY)
+RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
+GENERATIONS: Final = Counter("pilotfish_generations", "Generations by outcome", ["outcome"], registry=REGISTRY)
+DEGRADED: Final = Counter("pilotfish_degraded", "Generations that went on without the cloud", registry=REGISTRY)
