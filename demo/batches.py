@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pilotfish.demo import corpus, tasks
 from pilotfish.demo import tokenizer as tok
-from pilotfish.demo.model import Layout
+from pilotfish.demo.layout import Layout
 
 
 @dataclass

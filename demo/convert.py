@@ -50,8 +50,8 @@ def tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
         start, end = (8 + size + at for at in about["data_offsets"])
         if about["dtype"] not in ("BF16", "F32"):
             raise ValueError(f"{path.name}: {name} is {about['dtype']}; convert it to BF16 or F32 first")
-        flat = np.frombuffer(data[start:end], np.uint16 if about["dtype"] == "BF16" else np.float32)
-        values = widen(flat) if about["dtype"] == "BF16" else flat
+        raw = data[start:end]
+        values = widen(np.frombuffer(raw, np.uint16)) if about["dtype"] == "BF16" else np.frombuffer(raw, np.float32)
         yield name, values.reshape(about["shape"])
 
 

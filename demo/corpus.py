@@ -52,7 +52,8 @@ def passage(rng: Random, text: str, n_chars: int) -> str:
 
 def evaluation_prefixes(n: int, seed: int = 20260101) -> list[str]:
     """Beginnings of code from held-out files, 80 to 600 characters long, cut at a line's end."""
-    rng, sources, found = Random(seed), texts(evaluation=True), []
+    rng, sources = Random(seed), texts(evaluation=True)
+    found: list[str] = []
     while len(found) < n:
         cut = passage(rng, rng.choice(sources), rng.randrange(80, 600)).rpartition("\n")[0]
         if len(cut) >= 60 and cut.strip():

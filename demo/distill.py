@@ -38,6 +38,11 @@ def code_prompts(source: Source, n: int) -> list[list[int]]:
     return [ids[: len(ids) - 1] for ids in made if len(ids) > 10][:n]
 
 
+def joined(prompts: list[list[int]], said: list[list[int]]) -> list[Example]:
+    """Each prompt with what follows it."""
+    return [(p + s, len(p)) for p, s in zip(prompts, said, strict=True)]
+
+
 def own_text(teacher: LanguageModel, source: Source, n_tasks: int, n_code: int) -> dict[str, list[Example]]:
     """What the target answers to training questions, and how it goes on with code: half greedy, half drawn."""
     asked = task_prompts(source.tokenizer, source.rng, n_tasks)
@@ -47,7 +52,6 @@ def own_text(teacher: LanguageModel, source: Source, n_tasks: int, n_code: int) 
         answers = generate.in_chunks(teacher, asked, TASK_NEW)
         more = generate.in_chunks(teacher, code[:half], CODE_NEW)
         more += generate.in_chunks(teacher, code[half:], CODE_NEW, temperature=0.8)
-    joined = lambda prompts, said: [(p + s, len(p)) for p, s in zip(prompts, said, strict=True)]  # noqa: E731
     return {"tasks": joined(asked, answers), "code": joined(code, more)}
 
 

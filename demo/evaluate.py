@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from pilotfish.demo import corpus, generate, store, tasks
 from pilotfish.demo import tokenizer as tok
@@ -41,8 +42,8 @@ class Report:
 
 def write_questions(path: Path, per_family: int = 20, n_code: int = 40) -> None:
     """Write the fixed evaluation file: questions of every family, then code to continue (answer null)."""
-    rows: list[dict[str, str | None]] = [*tasks.evaluation_set(per_family)]
-    rows += [{"family": CODE, "prompt": text, "answer": None} for text in corpus.evaluation_prefixes(n_code)]
+    code = [{"family": CODE, "prompt": text, "answer": None} for text in corpus.evaluation_prefixes(n_code)]
+    rows = [*tasks.evaluation_set(per_family), *code]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -60,7 +61,7 @@ def prompt_ids(tokenizer: Tokenizer, row: dict[str, str | None]) -> list[int]:
 def accuracy(model: LanguageModel, tokenizer: Tokenizer, rows: list[dict[str, str | None]]) -> dict[str, float]:
     """Share of exactly right answers, per family."""
     made = generate.in_chunks(model, [prompt_ids(tokenizer, row) for row in rows], TASK_NEW)
-    right = defaultdict(list)
+    right: defaultdict[str, list[bool]] = defaultdict(list)
     for row, ids in zip(rows, made, strict=True):
         said = tokenizer.decode(ids[:-1], skip_special_tokens=False) if ids[-1] == tok.END else None
         right[str(row["family"])].append(said == row["answer"])
@@ -71,7 +72,8 @@ def accuracy(model: LanguageModel, tokenizer: Tokenizer, rows: list[dict[str, st
 def agreement(draft: LanguageModel, prompt: list[int], said: list[int]) -> list[bool]:
     """Whether the draft would have named each of the target's tokens."""
     batch = batch_of([(prompt + said, [False] * len(prompt) + [True] * len(said))])
-    return (draft(batch.ids, batch.layout, batch.keep).argmax(-1) == batch.wanted).tolist()
+    named: Tensor = draft(batch.ids, batch.layout, batch.keep).argmax(-1)
+    return [bool(mark) for mark in named == batch.wanted]
 
 
 def agreement_by_family(
@@ -79,7 +81,7 @@ def agreement_by_family(
 ) -> dict[str, list[bool]]:
     """Each family's marks, over the target's greedy text after each prompt."""
     prompts = [prompt_ids(tokenizer, row) for row in rows]
-    marks = defaultdict(list)
+    marks: defaultdict[str, list[bool]] = defaultdict(list)
     for row, prompt, said in zip(rows, prompts, generate.in_chunks(target, prompts, n_new), strict=True):
         marks[str(row["family"])] += agreement(draft, prompt, said)
     return marks

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pilotfish.demo import tokenizer as tok
-from pilotfish.demo.model import Cache, LanguageModel, Layout
+from pilotfish.demo.layout import Cache, Layout
+from pilotfish.demo.model import LanguageModel
 
 STOP = (tok.END_OF_TEXT, tok.END)
 

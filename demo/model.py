@@ -5,77 +5,12 @@ Knows tensors only: not the tokenizer, the tasks, nor how either model is traine
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one model; head_dim is 64 because vLLM's CPU attention refuses less."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    vocab_size: int = 4096
-    head_dim: int = 64
-    max_position_embeddings: int = 8192
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-
-    def to_dict(self) -> dict[str, int | float]:
-        """The fields under the names of a Hugging Face config."""
-        return asdict(self)
-
-
-TARGET = Shape(384, 6, 6, 2, 1024)
-DRAFT = Shape(192, 4, 3, 1, 512)
-
-
-@dataclass
-class Layout:
-    """Where the N packed tokens of B sequences lie in a padded [B, T] grid: rows and positions are [N]."""
-
-    batch: int
-    width: int
-    rows: Tensor
-    positions: Tensor
-
-    @classmethod
-    def of_lengths(cls, lengths: list[int], start: list[int] | None = None) -> Layout:
-        """Sequences of these lengths one after the other, each at position 0 (or at its `start`)."""
-        rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        offsets = start or [0] * len(lengths)
-        positions = torch.cat([torch.arange(at, at + n) for n, at in zip(lengths, offsets, strict=True)])
-        return cls(len(lengths), max(n + at for n, at in zip(lengths, offsets, strict=True)), rows, positions)
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """[N, H, D] -> [B, H, T, D], zeros where no token is."""
-        grid = packed.new_zeros(self.batch, self.width, *packed.shape[1:])
-        return grid.index_put((self.rows, self.positions), packed).transpose(1, 2)
-
-    def unpad(self, grid: Tensor) -> Tensor:
-        """[B, H, T, D] -> [N, H * D]."""
-        return grid.transpose(1, 2)[self.rows, self.positions].flatten(1)
-
-
-class Cache:
-    """Keys and values of B growing sequences, per layer [B, H, capacity, D]."""
-
-    def __init__(self, shape: Shape, batch: int, capacity: int) -> None:
-        size = (shape.num_hidden_layers, batch, capacity, shape.num_key_value_heads, shape.head_dim)
-        self.keys, self.values = torch.zeros(size), torch.zeros(size)
-
-    def extend(self, layer: int, layout: Layout, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write packed k and v [N, H, D] at their positions; return all of the layer's as [B, H, T, D]."""
-        self.keys[layer, layout.rows, layout.positions] = k.float()
-        self.values[layer, layout.rows, layout.positions] = v.float()
-        keys, values = self.keys[layer, :, : layout.width], self.values[layer, :, : layout.width]
-        return keys.transpose(1, 2), values.transpose(1, 2)
+from pilotfish.demo.layout import Cache, Layout
+from pilotfish.demo.shape import Shape
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
@@ -89,7 +24,17 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention over [B, H, T, D] spelled out: for short rows faster to train through than the fused kernel."""
     future = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    return scores.masked_fill(future, float("-inf")).softmax(-1).to(v.dtype) @ v
+    weights: Tensor = scores.masked_fill(future, float("-inf")).softmax(-1)
+    return torch.matmul(weights.to(v.dtype), v)
+
+
+def from_cache(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Attention [N, H * D] of packed queries [N, H, D] over all that is cached: whole rows, or one new token each."""
+    visible = torch.ones(layout.width, layout.width, dtype=torch.bool).tril()
+    if len(layout.rows) != layout.batch:
+        return layout.unpad(F.scaled_dot_product_attention(layout.pad(q), k, v, attn_mask=visible))
+    mask = visible[layout.positions][:, None, None]
+    return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask).flatten(1)
 
 
 class Norm(nn.Module):
@@ -120,26 +65,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angle: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
         """x [N, hidden] -> [N, hidden]; angle [N, head_dim / 2]."""
-        heads = lambda y: y.unflatten(-1, (-1, self.shape.head_dim))  # noqa: E731
-        q = rotate(self.q_norm(heads(self.q_proj(x))), angle)
-        k = rotate(self.k_norm(heads(self.k_proj(x))), angle)
-        v = heads(self.v_proj(x))
+        q = rotate(self.q_norm(self._heads(self.q_proj(x))), angle)
+        k = rotate(self.k_norm(self._heads(self.k_proj(x))), angle)
+        v = self._heads(self.v_proj(x))
         groups = self.shape.num_attention_heads // self.shape.num_key_value_heads
         if cache is None:
             k, v = layout.pad(k).repeat_interleave(groups, 1), layout.pad(v).repeat_interleave(groups, 1)
-            return self.o_proj(layout.unpad(causal(layout.pad(q), k, v)))
-        k, v = (y.repeat_interleave(groups, 1) for y in cache.extend(self.layer, layout, k, v))
-        visible = torch.ones(layout.width, layout.width, dtype=torch.bool).tril()
-        return self.o_proj(self._attend_rows(q.float(), k, v, visible, layout))
+            seen = layout.unpad(causal(layout.pad(q), k, v))
+        else:
+            k, v = (y.repeat_interleave(groups, 1) for y in cache.extend(self.layer, layout, k, v))
+            seen = from_cache(q.float(), k, v, layout)
+        out: Tensor = self.o_proj(seen)
+        return out
 
-    @staticmethod
-    def _attend_rows(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, layout: Layout) -> Tensor:
-        """Attention when the queries [N, H, D] are only the newest tokens of each row."""
-        per_row = len(layout.rows) // layout.batch
-        if per_row * layout.batch != len(layout.rows) or per_row > 1:
-            return layout.unpad(F.scaled_dot_product_attention(layout.pad(q), k, v, attn_mask=visible))
-        mask = visible[layout.positions][:, None, None]
-        return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask).flatten(1)
+    def _heads(self, x: Tensor) -> Tensor:
+        """[N, H * D] -> [N, H, D]."""
+        return x.view(len(x), -1, self.shape.head_dim)
 
 
 class Feed(nn.Module):
@@ -153,7 +94,8 @@ class Feed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, hidden] -> [N, hidden]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Block(nn.Module):
@@ -169,7 +111,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, angle: Tensor, layout: Layout, cache: Cache | None) -> Tensor:
         """[N, hidden] -> [N, hidden]."""
         x = x + self.self_attn(self.input_layernorm(x), angle, layout, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Trunk(nn.Module):
@@ -186,10 +129,11 @@ class Trunk(nn.Module):
         """ids [N] -> [N, hidden]."""
         half = torch.arange(0, self.shape.head_dim, 2) / self.shape.head_dim
         angle = layout.positions[:, None] * self.shape.rope_theta**-half
-        x = self.embed_tokens(ids)
+        x: Tensor = self.embed_tokens(ids)
         for block in self.layers:
             x = block(x, angle, layout, cache)
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out
 
 
 class LanguageModel(nn.Module):

@@ -114,15 +114,19 @@ def number_words(rng: Random) -> Task:
     return Task(ask, in_words(n), (n,))
 
 
+def named(day: date) -> str:
+    """28 February 2023."""
+    return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
+
+
 def next_day(rng: Random) -> Task:
     """The day after a date, ends of months more often than they come."""
     day = date(1990, 1, 1) + timedelta(rng.randrange(14600))
     if rng.random() < 0.4:
         day = day.replace(day=28) + timedelta(rng.randrange(4))
     after = day + timedelta(1)
-    name = lambda d: f"{d.day} {MONTHS[d.month - 1]} {d.year}"  # noqa: E731
     ask = rng.choice(["What day comes after {}?", "Which date follows {}?", "What is the day after {}?"])
-    return Task(ask.format(name(day)), f"The day after {name(day)} is {name(after)}.", (day.isoformat(),))
+    return Task(ask.format(named(day)), f"The day after {named(day)} is {named(after)}.", (day.isoformat(),))
 
 
 def weekday(rng: Random) -> Task:

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pilotfish.demo import tokenizer as tok
-from pilotfish.demo.model import LanguageModel, Shape
+from pilotfish.demo.model import LanguageModel
+from pilotfish.demo.shape import Shape
 
 
 def config_of(shape: Shape) -> dict[str, object]:

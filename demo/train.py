@@ -24,8 +24,9 @@ from torch import Tensor
 from pilotfish.demo import distill, store
 from pilotfish.demo import tokenizer as tok
 from pilotfish.demo.batches import Batch, Source
-from pilotfish.demo.model import DRAFT, TARGET, Block, LanguageModel
+from pilotfish.demo.model import Block, LanguageModel
 from pilotfish.demo.pair import MODELS_DIR, TARGET_DIR
+from pilotfish.demo.shape import DRAFT, TARGET
 
 SHAPES = {"target": TARGET, "draft": DRAFT}
 TASK_TOKENS, CODE_TOKENS, CODE_SHARE = 2200, 600, 0.25
@@ -80,7 +81,7 @@ class Trainer:
         factor = rate(self.seconds / self.seconds_in_all, self.step)
         for name, weight, loss in losses:
             value = loss(self.model)
-            (weight * value).backward()
+            torch.autograd.backward(weight * value)
             self.means[name] = 0.98 * self.means.get(name, value.item()) + 0.02 * value.item()
         for optimizer, base in zip(self.optimizers, self.base_rates, strict=True):
             optimizer.param_groups[0]["lr"] = base * factor

@@ -93,7 +93,7 @@ def test_llama_cpp_and_torch_compute_the_same_logits(folder: Path, tmp_path: Pat
     torch, llama_cpp = pytest.importorskip("torch"), pytest.importorskip("llama_cpp")
     from pilotfish.demo import store
     from pilotfish.demo import tokenizer as tok
-    from pilotfish.demo.model import Layout
+    from pilotfish.demo.layout import Layout
 
     torch.set_num_threads(1)
     convert(folder, tmp_path / "model.gguf")

@@ -9,8 +9,10 @@ torch = pytest.importorskip("torch")
 from pilotfish.demo import distill, generate, store, train  # noqa: E402
 from pilotfish.demo import tokenizer as tok  # noqa: E402
 from pilotfish.demo.batches import Source  # noqa: E402
-from pilotfish.demo.model import LanguageModel, Layout, Shape  # noqa: E402
+from pilotfish.demo.layout import Layout  # noqa: E402
+from pilotfish.demo.model import LanguageModel  # noqa: E402
 from pilotfish.demo.pair import TARGET_DIR  # noqa: E402
+from pilotfish.demo.shape import Shape  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
