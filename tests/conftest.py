@@ -6,20 +6,19 @@ have a time to live, stand on the "for ever" list of `protocol/keys.py`, or belo
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
-from fnmatch import fnmatch
-from pathlib import Path
 
+import hypothesis
 import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
+from leaks import ownerless
 from pilotfish.cli.redis_server import private_redis
-from pilotfish.protocol import keys
+from skips import ALLOWED_SKIPS, Skips, allowed_skips
 
-FOR_EVER = {keys.TENANTS, keys.TARGETS}
-ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
+hypothesis.settings.register_profile("pilotfish", deadline=None, print_blob=True)  # shared cores: no time limits
+hypothesis.settings.load_profile("pilotfish")
 
 
 # --- Redis ---------------------------------------------------------------------------------------------------
@@ -52,12 +51,6 @@ def keys_with_owners(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not left, f"keys without a time to live or an owner: {', '.join(left)} (see protocol/keys.py)"
 
 
-def ownerless(client: sync_redis.Redis) -> list[str]:
-    """Names of the keys that live for ever and are not meant to."""
-    names = (name.decode(errors="replace") for name in client.scan_iter(count=1000) if client.ttl(name) == -1)
-    return sorted(name for name in names if name not in FOR_EVER and not name.startswith("arq:"))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what talks to Redis, so that `-m "not redis"` needs none."""
     for item in items:
@@ -65,41 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.redis)
 
 
-# --- skips: in CI each needs a line with its reason in allowed_skips.txt -------------------------------------
-
-
-class Skips:
-    """Collects what was skipped, and fails a run in CI for what is not on the list."""
-
-    def __init__(self, allowed: list[str]) -> None:
-        self.allowed = allowed
-        self.surprising: list[str] = []
-
-    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        skipped = report.skipped and not hasattr(report, "wasxfail")
-        if skipped and not any(fnmatch(report.nodeid, pattern) for pattern in self.allowed):
-            self.surprising.append(report.nodeid)
-
-    pytest_runtest_logreport = pytest_collectreport = _note
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Turn a pass into a failure."""
-        if self.surprising and os.environ.get("CI") == "true" and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Name them."""
-        for nodeid in self.surprising:
-            terminalreporter.write_line(f"skipped, and not in {ALLOWED_SKIPS.name}: {nodeid}", red=True)
-
-
-def allowed_skips(text: str) -> list[str]:
-    """Patterns of `<test id or pattern>  # <reason>` lines. ValueError for a line without a reason."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if silent := [line for line in lines if not line.partition("  # ")[2].strip()]:
-        raise ValueError(f"{ALLOWED_SKIPS.name}: no reason given in {silent[0]!r}")
-    return [line.partition("  # ")[0].strip() for line in lines]
+# --- the run -------------------------------------------------------------------------------------------------
 
 
 def pytest_configure(config: pytest.Config) -> None:
