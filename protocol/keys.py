@@ -4,11 +4,11 @@
     pf:tenants                              set     for ever      operator; re-read by workers each second
     pf:targets                              hash    for ever      workers: target -> name (text)
     pf:<target>:pair                        string  PAIR_TTL_MS   workers of the target, renewed by their beat
-    pf:<target>:workers                     zset    JOBS_TTL_MS   workers: name -> last beat in Redis ms; peers remove the dead
+    pf:<target>:workers                     zset    JOBS_TTL_MS   workers: name -> last beat; peers remove the dead
     pf:<target>:w:<worker>                  hash    BEAT_TTL_MS   that worker's beat (text, for people)
     pf:<target>:jobs:<tenant>:any           stream  JOBS_TTL_MS   agents add, any worker takes; renewed by beats
-    pf:<target>:jobs:<tenant>:<worker>      stream  JOBS_TTL_MS   agents add, that worker (or a peer, once it is dead) takes
-    pf:<target>:dlq                         stream  DLQ_TTL_MS    workers: jobs given up after DELIVERIES_MAX deliveries
+    pf:<target>:jobs:<tenant>:<worker>      stream  JOBS_TTL_MS   agents add, that worker takes (a peer if dead)
+    pf:<target>:dlq                         stream  DLQ_TTL_MS    workers: jobs given up after DELIVERIES_MAX tries
     pf:rep:<tenant>:<agent>                 stream  REPLY_TTL_MS  workers add, that agent reads
     pf:agents:<tenant>                      zset    JOBS_TTL_MS   agents: name -> last beat in Redis ms
     pf:a:<tenant>:<agent>                   hash    BEAT_TTL_MS   that agent's beat (text, for people)
