@@ -8,7 +8,7 @@ import pytest
 from contracts import verifier as contract
 from contracts.tiny_gguf import write_tiny_gguf
 
-from pilotfish.cloud_worker.engines import llamacpp
+from pilotfish.cache.llama_context import LlamaModel
 from pilotfish.cloud_worker.engines.base import VerifyRequest
 from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
 from pilotfish.protocol.errors import EngineError, ModelError
@@ -112,7 +112,7 @@ def test_fingerprint_follows_the_weights(model_file: Path, tmp_path: Path) -> No
 
 
 def test_a_recurrent_target_is_refused(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llamacpp.LlamaModel, "rolls_back", False)
+    monkeypatch.setattr(LlamaModel, "rolls_back", False)
     with pytest.raises(ModelError, match="recurrent"):
         LlamaCppVerifier(model_file, context=256, draft_max=4, max_sessions=1, threads=1)
 

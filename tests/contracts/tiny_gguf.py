@@ -84,7 +84,9 @@ def _tensors(rng: np.random.Generator) -> list[tuple[str, np.ndarray[Any, np.dty
     def matrix(rows: int, columns: int, gain: float = 1.0) -> Any:
         return (rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)).astype(np.float32)
 
-    ones = lambda n: np.ones(n, np.float32)  # noqa: E731
+    def ones(n: int) -> Any:
+        return np.ones(n, np.float32)
+
     out = [("token_embd.weight", matrix(VOCAB, HIDDEN, 8.0)), ("output_norm.weight", ones(HIDDEN))]
     out.append(("output.weight", matrix(VOCAB, HIDDEN, 3.0)))
     for i in range(LAYERS):
