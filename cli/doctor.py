@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "requirements" / "cloud-cpu.txt"  # a checkout has it, a wheel does not
+LOCKS = ROOT / "requirements"  # a checkout has them, a wheel does not
 MEMORY_GB = 4.0
 
 
@@ -62,7 +61,8 @@ def python() -> Iterator[Check]:
 
 def packages() -> Iterator[Check]:
     """Installed versions against the lock, of what the lock names and is installed."""
-    pins = dict(re.findall(r"(?m)^([a-z0-9.-]+)==([^ ]+)", LOCK.read_text())) if LOCK.exists() else {}
+    lock = LOCKS / ("cloud-gpu.txt" if _version("vllm") else "cloud-cpu.txt")
+    pins = dict(re.findall(r"(?m)^([a-z0-9.-]+)==([^ ]+)", lock.read_text())) if lock.exists() else {}
     installed = {re.sub(r"[-_.]+", "-", one.name).lower(): one.version for one in metadata.distributions()}
     other = sorted(
         f"{name} {installed[name]} (lock: {pin})" for name, pin in pins.items() if installed.get(name, pin) != pin
@@ -112,12 +112,10 @@ def _llama_cpp() -> Check:
     if importlib.util.find_spec("llama_cpp") is None:
         return Check("llama.cpp", False, "not installed", "pip install 'pilotfish[edge]' (needs a C++ compiler)")
     # in a process of its own: its OpenMP runtime must not meet vLLM's, and a bad build may crash
-    loads = subprocess.run([sys.executable, "-c", "import llama_cpp"], capture_output=True, text=True, timeout=60)
-    if loads.returncode:
-        told = (loads.stderr.strip().splitlines() or ["it crashed"])[-1][:200]
-        return Check(
-            "llama.cpp", False, told, "build it again: pip install --force-reinstall --no-cache-dir llama-cpp-python"
-        )
+    failed, _, told = _ask(sys.executable, "-c", "import llama_cpp")
+    if failed:
+        fix = "build it again: pip install --force-reinstall --no-cache-dir llama-cpp-python"
+        return Check("llama.cpp", False, (told.strip().splitlines() or ["it crashed"])[-1][:200], fix)
     return Check("llama.cpp", True, _version("llama-cpp-python") or "loads")
 
 
@@ -141,12 +139,17 @@ def hardware() -> Iterator[Check]:
 def _accelerators() -> str:
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "Apple GPU (Metal)"
-    if not (program := shutil.which("nvidia-smi")):
-        return ""
-    asked = subprocess.run(
-        [program, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
-    )
-    return ", ".join(asked.stdout.strip().splitlines()) if asked.returncode == 0 else ""
+    failed, names, _ = _ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return "" if failed else ", ".join(names.strip().splitlines())
+
+
+def _ask(*command: str) -> tuple[bool, str, str]:
+    """Whether a program failed (or is absent, or hangs), what it wrote, and what it wrote to stderr."""
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return True, "", str(error)
+    return ran.returncode != 0, ran.stdout, ran.stderr
 
 
 def models(settings: Settings) -> Iterator[Check]:

@@ -61,14 +61,14 @@ def test_without_a_server_the_fix_is_the_brokers_own_sentence(monkeypatch: pytes
 
 
 def test_a_version_that_is_not_the_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LOCK", tmp_path / "lock.txt")
-    doctor.LOCK.write_text("arq==0.1 \\\nnobody-has-this==1 \\\npytest-timeout==2.4.0 \\\n")
+    monkeypatch.setattr(doctor, "LOCKS", tmp_path)
+    (tmp_path / "cloud-cpu.txt").write_text("arq==0.1 \\\nnobody-has-this==1 \\\npytest-timeout==2.4.0 \\\n")
     (found,) = doctor.packages()
     assert (found.ok, found.detail) == (False, "arq 0.28.0 (lock: 0.1)")
 
 
 def test_a_wheel_has_no_lock_and_that_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LOCK", tmp_path / "none.txt")
+    monkeypatch.setattr(doctor, "LOCKS", tmp_path)
     (found,) = doctor.packages()
     assert found.ok
 
@@ -86,6 +86,16 @@ def test_an_engine_that_does_not_load_tells_why(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     llama, _ = doctor.engines()
     assert (llama.ok, llama.detail) == (False, "OSError: wrong libstdc++")
+
+
+def test_an_accelerator_is_named_and_its_absence_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list(doctor.hardware())[-1].ok is None
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho NVIDIA H200\n")
+    program.chmod(0o755)
+    assert list(doctor.hardware())[-1] == Check("accelerator", True, "NVIDIA H200")
 
 
 def test_missing_models_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
