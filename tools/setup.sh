@@ -21,9 +21,10 @@ install() {
 
 without_vllm() {
     cat >&2 <<'NOTE'
-setup: vLLM is not installed, so the cloud side runs on llama.cpp. Its CPU build needs torch 2.13.0+cpu, which no
-       package index known to pip here has for this Python and machine. Set PIP_EXTRA_INDEX_URL to PyTorch's CPU
-       wheel index (see https://pytorch.org/get-started/locally/) and run make again.
+setup: vLLM is not installed, so the cloud side runs on llama.cpp. vLLM for CPU needs torch 2.13.0+cpu, which pip
+       found in no package index it knows. Set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index (its address:
+       https://pytorch.org/get-started/locally/) and run make again. The lock has that build's hash for
+       Python 3.11 on Linux x86-64; on other machines run `make lock` with the index set first.
 NOTE
     if [ "${CI:-}" = true ]; then
         echo "setup: in CI (CI=true) this is an error" >&2
