@@ -68,10 +68,14 @@ class Limits:
     window: int = 1
     resends: int = 2
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.window < 1:
+            raise ValueError(f"a generation of {self.max_tokens} tokens and a window of {self.window} can never move")
+
 
 @dataclass(slots=True)
 class Session:
-    """See the module docstring. `finish` is None while the generation goes on."""
+    """See the module docstring. `finish` is None while the generation goes on; nothing changes once it is set."""
 
     id: str
     history: History
@@ -90,7 +94,9 @@ class Session:
     def start(
         cls, id: str, target: str, sampling: Sampling, prompt: Sequence[int], limits: Limits, vocab_size: int
     ) -> Session:
-        """A session about to write the first token after `prompt` (at least one id)."""
+        """A session about to write the first token after `prompt` (at least one id, else ValueError)."""
+        if not prompt:
+            raise ValueError("a session needs at least one id to go on from")
         session = cls(id, History(target, sampling, prompt), limits, vocab_size)
         session.prompt_tokens = len(prompt)
         return session
@@ -114,23 +120,35 @@ class Session:
 
     def assumed(self) -> list[int]:
         """Committed ids followed by every draft in flight: what the drafter goes on from."""
-        return self.history.ids.tolist() + self._ahead()
+        return self._between(0, None)
 
     def room(self) -> int:
-        """How many ids a further micro-batch may draft; 0 when the window or the answer is full."""
-        if self.finish or len(self.flight) >= self.limits.window or any(r.continues for r in self.flight):
+        """How many ids a further micro-batch may draft; 0 when it could assert nothing that the flight does not.
+
+        That is: the window is full, a round without a draft is out (what follows it is unknown until its verdict), or
+        the drafts out already end the answer, counting the bonus token of the last.
+        """
+        if self.finish or len(self.flight) >= self.limits.window or not all(r.draft for r in self.flight):
             return 0
         ahead = self._ahead()
-        if self.limits.stop_ids.intersection(ahead):
-            return 0
-        return max(0, self.remaining - len(ahead))
+        left = self.remaining - len(ahead)
+        ends = left <= 1 if self.flight else left < 1
+        return 0 if ends or self.limits.stop_ids.intersection(ahead) else left
 
     def _ahead(self) -> list[int]:
-        """Ids drafted in flight beyond the committed end; rounds are contiguous, the first may overlap what is committed."""
+        """Ids in flight beyond the committed end; rounds are contiguous, the first may overlap what is committed."""
         ahead: list[int] = []
         for flying in self.flight:
             ahead += flying.draft[max(0, self.committed + len(ahead) - flying.base) :]
         return ahead
+
+    def _between(self, start: int, stop: int | None) -> list[int]:
+        """Ids [start, stop) of the history as the flight assumes it."""
+        ids = self.history.ids[start:stop].tolist()
+        if stop is None or stop > self.committed:
+            ahead = self._ahead()
+            ids += ahead[max(0, start - self.committed) : None if stop is None else stop - self.committed]
+        return ids
 
     # --- outputs: jobs ---------------------------------------------------------------------------------------
 
@@ -151,7 +169,6 @@ class Session:
 
     def job(self, flying: Round, *, agent: str, boot: str, deadline_ms: int) -> VerifyJob:
         """The message of a round. It carries the ids that earlier jobs of this session have not carried."""
-        ids = self._assumed_up_to(flying.base)
         offset = 0 if flying.whole else min(self._served_to, flying.base)
         self._served_to = flying.base
         return VerifyJob(
@@ -163,7 +180,7 @@ class Session:
             base=flying.base,
             digest=self._digest_at(flying.base),
             offset=offset,
-            ids=tuple(ids[offset:]),
+            ids=tuple(self._between(offset, flying.base)),
             draft=flying.draft,
             continue_tokens=flying.continues,
             sampling=self.sampling,
@@ -176,20 +193,18 @@ class Session:
         """The parameters every draw of this session uses."""
         return self.history.sampling
 
-    def _assumed_up_to(self, base: int) -> list[int]:
-        if base <= self.committed:
-            return self.history.ids[:base].tolist()
-        return self.assumed()[:base]
+    def _knows(self, base: int) -> bool:
+        """False beyond the last draft in flight: a continuation's chunk whose predecessors are still to come."""
+        return base <= self.committed + len(self._ahead())
 
     def _digest_at(self, base: int) -> bytes:
-        if base <= self.committed:
-            return self.history.digest(base)
-        return self.history.digest(self.committed, self.assumed()[self.committed : base])
+        own = min(base, self.committed)
+        return self.history.digest(own, self._between(own, base))
 
     # --- inputs: verdicts ------------------------------------------------------------------------------------
 
     def on_verdict(self, verdict: Verdict) -> list[Committed]:
-        """Apply a verdict, and any that waited for it. Returns what became final, in order; [] for one that is dropped."""
+        """Apply a verdict, and any that waited for it. Returns what became final, in order; [] for one dropped."""
         out = self._consider(verdict)
         while out and self._waiting and not self.finish:
             ready = [v for v in self._waiting if v.base <= self.committed]
@@ -208,16 +223,16 @@ class Session:
         if not self._plausible(verdict):
             self.counts.invalid += 1
             return []
+        if self._knows(verdict.base) and verdict.digest != self._digest_at(verdict.base):
+            self.counts.stale += 1
+            return []
         if verdict.base > self.committed:
             self._wait(verdict)
-            return []
-        if verdict.digest != self._digest_at(verdict.base):
-            self.counts.stale += 1
             return []
         return self._apply(verdict)
 
     def _plausible(self, verdict: Verdict) -> bool:
-        """A verdict from an honest worker that knows this vocabulary and answers something we asked."""
+        """A verdict from a worker that knows this vocabulary, about tokens that were ours to ask for."""
         return (
             verdict.base >= self.prompt_tokens
             and 0 <= verdict.accepted <= len(verdict.draws)
@@ -225,26 +240,34 @@ class Session:
         )
 
     def _wait(self, verdict: Verdict) -> None:
+        """Two workers finish out of order: keep it until what lies before it is committed."""
         known = any(v.base == verdict.base and v.round == verdict.round for v in self._waiting)
-        if not known and len(self._waiting) < max(self.limits.window, 1) * 2:
+        if self._flies(verdict.round) and not known and len(self._waiting) < self.limits.window:
             self._waiting.append(verdict)
             self.counts.reordered += 1
+
+    def _flies(self, number: int) -> bool:
+        return any(flying.number == number for flying in self.flight)
 
     def _apply(self, verdict: Verdict) -> list[Committed]:
         overlap = self.committed - verdict.base
         if tuple(self.history.ids[verdict.base : verdict.base + len(verdict.draws)]) != verdict.draws[:overlap]:
-            self.counts.disagreed += 1  # an honest near-tie: the first valid verdict stands
+            self._disagree(verdict)
             return []
         fresh = self._with_origins(verdict.draws[overlap:])
-        if fresh:
-            self.counts.applied += 1
-        else:
-            self.counts.duplicate += 1
+        self.counts.applied += bool(fresh)
+        self.counts.duplicate += not fresh
         self.history.extend(token.id for token in fresh)
-        if any(token.origin == "corrected" for token in fresh):
+        if self.finish or any(token.origin == "corrected" for token in fresh):
             self.bump()
         self._land(verdict)
         return fresh
+
+    def _disagree(self, verdict: Verdict) -> None:
+        """An honest near-tie: the first valid verdict stands. A round that cannot join on to it is asked afresh."""
+        self.counts.disagreed += 1
+        if self._flies(verdict.round):
+            self.bump()
 
     def _with_origins(self, draws: Sequence[int]) -> list[Committed]:
         """Draws beyond the committed end, cut where the generation ends; past a correction nothing was drafted."""
@@ -286,14 +309,18 @@ class Session:
         """The oldest round's timer fired, or its job was refused for now: publish it again in a new epoch.
 
         Returns the round to send (with whatever of its draft is still ahead), or None when its resends are used up.
+        A round that got somewhere (a continuation's chunks) has them all again.
         """
-        if not self.flight or self.flight[0].attempt >= self.limits.resends:
+        if not self.flight:
             return None
         oldest = self.flight[0]
+        attempt = oldest.attempt if self.committed == oldest.base else 0
+        if attempt >= self.limits.resends:
+            return None
         draft = oldest.draft[max(0, self.committed - oldest.base) :]
         continues = max(0, oldest.reach - self.committed - len(draft) - 1) if oldest.continues else 0
         self.bump()
-        again = Round(self._next_round, self.committed, draft, continues, oldest.attempt + 1, whole=True)
+        again = Round(self._next_round, self.committed, draft, continues, attempt + 1, whole=True)
         return self._republish(again)
 
     def on_need_prefix(self, number: int) -> Round | None:
@@ -316,7 +343,7 @@ class Session:
 
     def concerns(self, refusal: Refusal) -> bool:
         """True if the refusal is about a round still in flight in this epoch."""
-        return refusal.epoch == self.epoch and any(r.number == refusal.round for r in self.flight)
+        return refusal.session == self.id and refusal.epoch == self.epoch and self._flies(refusal.round)
 
     def commit_local(self, ids: Sequence[int]) -> list[Committed]:
         """Commit drafted ids without the cloud (edge_only, or degraded). Whatever was in flight is abandoned."""

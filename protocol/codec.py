@@ -1,7 +1,8 @@
 """Message <-> msgpack. Limits are checked before decoding, and every fault is one `InvalidMessage`.
 
 On the wire a message is a msgpack map: its fields, plus "v", the wire version. A payload of an older version is
-upgraded step by step (`UPGRADES`), a newer one is refused. This module knows nothing of Redis.
+upgraded step by step (`UPGRADES`), a newer one is refused. Reading costs time and memory in proportion to the bytes
+that came, whatever they claim. This module knows nothing of Redis.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pilotfish.protocol.errors import InvalidMessage
 
 WIRE_VERSION = 1
 MAX_BYTES = 1_000_000
+MAX_FIELDS = 64
 
 #: version -> function that turns a map of that version into one of the next
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -25,32 +27,80 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 M = TypeVar("M")
 
 
+# --- writing -------------------------------------------------------------------------------------------------
+
+
 def encode(message: messages.Message) -> bytes:
     """One message as msgpack bytes; defaults are left out, so that old readers meet few surprises.
 
     Raises InvalidMessage if the result would exceed MAX_BYTES, the limit of every reader.
     """
-    body = message.model_dump(exclude_defaults=True)
+    body = _unlike_default(message)
     body["v"] = WIRE_VERSION
-    if "type" in type(message).model_fields:
-        body["type"] = type(message).model_fields["type"].default
+    if (kind := getattr(message, "type", None)) is not None:
+        body["type"] = kind
     data: bytes = msgpack.packb(body)
     if len(data) > MAX_BYTES:
         raise InvalidMessage(f"a {len(data)}-byte message exceeds the limit of {MAX_BYTES}: send a shorter prompt")
     return data
 
 
-def unpack(data: bytes) -> dict[str, Any]:
-    """Bytes to a current-version map, or InvalidMessage. Depth, sizes and types are bounded by msgpack's own limits."""
-    if len(data) > MAX_BYTES:
-        raise InvalidMessage(f"a {len(data)}-byte message exceeds the limit of {MAX_BYTES} bytes")
+def _unlike_default(message: messages.Message) -> dict[str, Any]:
+    """What `model_dump(exclude_defaults=True)` says, in a third of its time: the arrays are not copied item by item."""
+    body: dict[str, Any] = {}
+    for name, default in _defaults(type(message)):
+        value = getattr(message, name)
+        if value != default:
+            body[name] = _unlike_default(value) if isinstance(value, messages.Message) else value
+    return body
+
+
+@cache
+def _defaults(kind: type[messages.Message]) -> list[tuple[str, Any]]:
+    return [(name, field.default) for name, field in kind.model_fields.items()]
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def decode(data: bytes, kind: type[M] | Any) -> M:
+    """Bytes to a message of `kind`: a class, or a union of the messages page. Raises InvalidMessage and nothing else.
+
+    Types are those of the page: the wire has its own integers, floats, texts and bytes, so nothing is converted.
+    """
+    body = unpack(data)
     try:
-        body = msgpack.unpackb(data, raw=False, strict_map_key=True, max_map_len=64, max_array_len=MAX_BYTES)
-    except Exception as error:  # msgpack raises five kinds, among them ValueError and RecursionError
-        raise InvalidMessage(f"not msgpack: {type(error).__name__}: {error}"[:300]) from None
+        message: M = _adapter(kind).validate_python(body, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:80] for part in first["loc"]) or "message"
+        raise InvalidMessage(f"{where}: {first['msg']}"[:300]) from None
+    return message
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """Bytes to a map of the current version, arrays as tuples. Raises InvalidMessage for anything else."""
+    body = unpack_bounded(data, MAX_BYTES)
     if not isinstance(body, dict):
         raise InvalidMessage(f"a message is a map, this is {type(body).__name__}")
     return _upgrade(body)
+
+
+def unpack_bounded(data: bytes, max_bytes: int) -> Any:
+    """One msgpack value that fills `data` exactly. Raises InvalidMessage and nothing else.
+
+    The walk before unpacking builds nothing. It is what makes lengths honest: five bytes may claim four billion
+    items, and nested claims are allocated one inside the other before the first of them turns out to be empty.
+    """
+    if len(data) > max_bytes:
+        raise InvalidMessage(f"a {len(data)}-byte message exceeds the limit of {max_bytes} bytes")
+    try:
+        walk = msgpack.Unpacker(max_buffer_size=max(1, len(data)), read_size=max(1, len(data)))
+        walk.feed(data)
+        walk.skip()
+        return msgpack.unpackb(data, raw=False, use_list=False, max_map_len=MAX_FIELDS)
+    except Exception as error:  # msgpack raises six kinds, among them ValueError and RecursionError
+        raise InvalidMessage(f"not msgpack: {type(error).__name__}: {error}"[:300]) from None
 
 
 def _upgrade(body: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +112,7 @@ def _upgrade(body: dict[str, Any]) -> dict[str, Any]:
             raise InvalidMessage(f"wire version {version} is no longer read: upgrade the sender")
         try:
             body = UPGRADES[version](body)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # an upgrade reads a map that nothing has checked yet
             raise InvalidMessage(f"a version {version} message cannot be upgraded: {error!r}"[:300]) from None
         version += 1
     return body
@@ -74,15 +124,3 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     if len(members) > 1:
         return TypeAdapter(Annotated[Union[members], Field(discriminator="type")])  # noqa: UP007
     return TypeAdapter(kind)
-
-
-def decode(data: bytes, kind: type[M] | Any) -> M:
-    """Bytes to a message of `kind`: a class, or a union of the messages page. Raises InvalidMessage and nothing else."""
-    body = unpack(data)
-    try:
-        message: M = _adapter(kind).validate_python(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "message"
-        raise InvalidMessage(f"{where}: {first['msg']}"[:300]) from None
-    return message

@@ -7,6 +7,7 @@ bytes once; an agent compares it with its own at start and refuses with the firs
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import msgpack
 
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import RedisBytes, live, translated
+from pilotfish.protocol.codec import unpack_bounded
 from pilotfish.protocol.errors import NoWorker, PairMismatch, SettingsError
 
-MAX_PAIR_BYTES = 64_000_000
+MAX_PAIR_BYTES = 16_000_000  # unpacked; the largest vocabularies of today (260 k tokens) take four
+_ANNOUNCED = re.compile(r"(.*) context=(\d{1,9}) draft_max=(\d{1,9})", re.DOTALL)  # a name may hold spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,9 @@ def target_id(fingerprint: str) -> str:
 
 
 def check_pair(draft: Vocabulary, target: Vocabulary, names: tuple[str, str] = ("draft", "target")) -> None:
-    """Raise PairMismatch naming the first id that the two read differently. Padding at the end may differ in length."""
+    """Raise PairMismatch naming the first id that the two read differently. Padding may differ, in name and length."""
     for index, (ours, theirs) in enumerate(zip(draft.tokens, target.tokens, strict=False)):
-        if ours != theirs:
+        if ours != theirs and not (_padding(ours) and _padding(theirs)):
             raise PairMismatch(
                 f"{names[0]} and {names[1]} differ at token {index}: {_text(ours)} against {_text(theirs)}. "
                 f"A pair must share one tokenizer: choose a draft of the target's family"
@@ -85,12 +88,23 @@ def unpack_vocabulary(data: bytes) -> Vocabulary:
     """Reverse of `pack_vocabulary`. Raises PairMismatch for bytes that are none (an agent must not go on)."""
     try:
         inflater = zlib.decompressobj()
-        tokens, template, stops = msgpack.unpackb(inflater.decompress(data, MAX_PAIR_BYTES), raw=False)
-        if not (isinstance(template, str) and all(type(t) is bytes for t in tokens) and all(0 <= s for s in stops)):
-            raise TypeError("fields of the wrong type")
-        return Vocabulary(tuple(tokens), template, tuple(stops))
+        packed = inflater.decompress(data, MAX_PAIR_BYTES)
+        if not inflater.eof:
+            raise ValueError(f"cut off, or longer than {MAX_PAIR_BYTES} bytes")
+        return _checked(*unpack_bounded(packed, MAX_PAIR_BYTES))
     except Exception as error:
-        raise PairMismatch(f"the target's vocabulary in Redis cannot be read ({error}): restart its worker") from None
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise PairMismatch(f"the target's vocabulary in Redis cannot be read ({why}): restart its worker") from None
+
+
+def _checked(tokens: object, template: object, stops: object) -> Vocabulary:
+    if not (type(tokens) is tuple and all(type(token) is bytes for token in tokens)):
+        raise TypeError("tokens are not bytes")
+    if not (type(stops) is tuple and all(type(stop) is int and 0 <= stop < len(tokens) for stop in stops)):
+        raise TypeError("stop ids are not ids of the vocabulary")
+    if not isinstance(template, str):
+        raise TypeError("the chat template is not text")
+    return Vocabulary(tokens, template, stops)
 
 
 def vocabulary_hash(tokens: Sequence[bytes]) -> str:
@@ -116,14 +130,21 @@ async def find_target(redis: RedisBytes, wanted: str = "") -> Target:
     with translated():
         listed = {i.decode(): text.decode() for i, text in (await redis.hgetall(keys.TARGETS)).items()}
         alive = {i: text for i, text in listed.items() if await live(redis, keys.workers(i))}
-    matching = {i: text for i, text in alive.items() if not wanted or i.startswith(wanted) or text.startswith(wanted)}
+    matching = {i: text for i, text in alive.items() if i.startswith(wanted) or text.startswith(wanted)}
+    if exact := {i: text for i, text in matching.items() if wanted in (i, _name(text))}:
+        matching = exact  # "qwen" chooses the target of that name, even beside "qwen-large"
     if not matching:
         raise NoWorker(f"no live worker serves {wanted or 'any target'}: start one with `pilotfish worker`")
     if len(matching) > 1:
-        names = ", ".join(f"{i} ({text.split()[0]})" for i, text in sorted(matching.items()))
+        names = ", ".join(f"{i} ({_name(text)})" for i, text in sorted(matching.items()))
         raise SettingsError(f"several targets are alive: {names}. Choose one with --target")
     ((found, text),) = matching.items()
     return await _read_target(redis, found, text)
+
+
+def _name(text: str) -> str:
+    announced = _ANNOUNCED.fullmatch(text)
+    return announced[1] if announced else text[:80]
 
 
 async def _read_target(redis: RedisBytes, found: str, text: str) -> Target:
@@ -131,7 +152,8 @@ async def _read_target(redis: RedisBytes, found: str, text: str) -> Target:
         packed = await redis.get(keys.pair(found))
     if packed is None:
         raise NoWorker(f"target {found} has not published its vocabulary: restart its worker")
-    name, *pairs = text.split()
-    limits = dict(pair.split("=", 1) for pair in pairs)
-    vocabulary = unpack_vocabulary(packed)
-    return Target(found, name, int(limits["context"]), int(limits["draft_max"]), vocabulary)
+    announced = _ANNOUNCED.fullmatch(text)
+    if announced is None:
+        raise NoWorker(f"target {found} is announced as {text[:80]!r}, which cannot be read: restart its worker")
+    name, context, draft_max = announced.groups()
+    return Target(found, name, int(context), int(draft_max), unpack_vocabulary(packed))

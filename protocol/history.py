@@ -21,9 +21,8 @@ class History:
     """Token ids, append-only, with the digest of any prefix. Digests of growing prefixes cost only what is new."""
 
     def __init__(self, target: str, sampling: Sampling, ids: Iterable[int] = ()) -> None:
-        header: bytes = msgpack.packb(
-            [target, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed]
-        )
+        floats = [value + 0.0 for value in (sampling.temperature, sampling.top_p, sampling.min_p)]  # -0.0 is 0.0
+        header: bytes = msgpack.packb([target, *floats, sampling.top_k, sampling.seed])
         self.sampling = sampling
         self.ids = array("I", ids)
         self._origin = blake2b(header, digest_size=DIGEST_BYTES)
