@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, Union
 
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
@@ -23,8 +23,6 @@ MAX_FIELDS = 64
 
 #: version -> function that turns a map of that version into one of the next
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-
-M = TypeVar("M")
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -63,19 +61,18 @@ def _defaults(kind: type[messages.Message]) -> list[tuple[str, Any]]:
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def decode(data: bytes, kind: type[M] | Any) -> M:
+def decode(data: bytes, kind: Any) -> Any:
     """Bytes to a message of `kind`: a class, or a union of the messages page. Raises InvalidMessage and nothing else.
 
     Types are those of the page: the wire has its own integers, floats, texts and bytes, so nothing is converted.
     """
     body = unpack(data)
     try:
-        message: M = _adapter(kind).validate_python(body, strict=True)
+        return _adapter(kind).validate_python(body, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part)[:80] for part in first["loc"]) or "message"
         raise InvalidMessage(f"{where}: {first['msg']}"[:300]) from None
-    return message
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -122,5 +119,5 @@ def _upgrade(body: dict[str, Any]) -> dict[str, Any]:
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     members = getattr(kind, "__args__", ())
     if len(members) > 1:
-        return TypeAdapter(Annotated[Union[members], Field(discriminator="type")])  # noqa: UP007
+        kind = Annotated[Union[members], Field(discriminator="type")]  # noqa: UP007  members are known at run time
     return TypeAdapter(kind)

@@ -128,7 +128,8 @@ async def announce(redis: RedisBytes, target: Target) -> None:
 async def find_target(redis: RedisBytes, wanted: str = "") -> Target:
     """The one live target, or the one whose id or name starts with `wanted`. Raises NoWorker or SettingsError."""
     with translated():
-        listed = {i.decode(): text.decode() for i, text in (await redis.hgetall(keys.TARGETS)).items()}
+        raw: dict[bytes, bytes] = await redis.hgetall(keys.TARGETS)  # type: ignore[misc]  # typed as sync or async
+        listed = {i.decode(): text.decode("utf-8", "replace") for i, text in raw.items()}
         alive = {i: text for i, text in listed.items() if await live(redis, keys.workers(i))}
     matching = {i: text for i, text in alive.items() if i.startswith(wanted) or text.startswith(wanted)}
     if exact := {i: text for i, text in matching.items() if wanted in (i, _name(text))}:

@@ -63,18 +63,18 @@ class Worker:
             return [self._refuse(job, "need_prefix")]
         return self._serve(job, history, chunk)
 
-    def _serve(self, job: VerifyJob, history: History, chunk: int) -> list[Verdict]:
+    def _serve(self, job: VerifyJob, history: History, chunk: int) -> list[Verdict | Refusal]:
         draws = self._verify(list(history.ids), job.draft)
         if len(draws) <= len(job.draft):
             self.rejected_epoch = job.epoch
-        replies = [self._verdict(job, history, draws, 0, last=job.continue_tokens == 0)]
+        replies: list[Verdict | Refusal] = [self._verdict(job, history, draws, 0, last=job.continue_tokens == 0)]
         left = job.continue_tokens
         while left:
             more = self._decode(list(history.ids), min(chunk, left))
             left -= len(more)
             replies.append(self._verdict(job, history, more, len(replies), last=left == 0))
         self.known = list(history.ids)
-        return list(replies)
+        return replies
 
     def _verify(self, ids: list[int], draft: Sequence[int]) -> list[int]:
         draws: list[int] = []
@@ -225,7 +225,7 @@ class SessionMachine(RuleBasedStateMachine):
         """A verdict that is not of this session's own history changes nothing, at once or later."""
         honest = data.draw(st.sampled_from([r for r in self.replies if isinstance(r, Verdict)]))
         epoch = self.session.epoch
-        changes = {
+        changes: dict[str, dict[str, object]] = {
             "epoch": {"epoch": epoch - 1 if epoch else 1},
             "digest": {"epoch": epoch, "digest": bytes(16), "base": min(honest.base, self.session.committed)},
             "session": {"epoch": epoch, "session": "1" * 32},
