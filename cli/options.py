@@ -1,0 +1,120 @@
+"""Every option that sets a setting, in one place; `takes` gives a command the ones it needs.
+
+The words are those of `protocol/settings.py` (a test compares them): repeated here, because reading that page loads
+pydantic, and `--help` must not wait for it. Knows names and words; what is possible is decided there.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+#: setting -> (type, what it is for[, the words it takes])
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "redis_url": (str, "Redis of the jobs; unset: the private one that runs here"),
+    "tenant": (str, "whose jobs these are; a tenant is a Redis ACL user"),
+    "agent": (str, "name of this device; unset: made from the host name"),
+    "target": (str, "name of the target to ask; unset: the only one there is"),
+    "mode": (str, "who commits: exact (the cloud verifies all), cloud_only, edge_only", "exact|cloud_only|edge_only"),
+    "on_cloud_loss": (str, "wait or go on locally; unset: the mode decides", "wait|local"),
+    "max_tokens": (int, "longest answer, in tokens"),
+    "temperature": (float, "0 takes the likeliest token"),
+    "top_k": (int, "keep the k likeliest tokens; 0 keeps all"),
+    "top_p": (float, "keep the likeliest tokens up to this probability"),
+    "min_p": (float, "drop tokens below this share of the likeliest one"),
+    "seed": (int, "seed of the draws; unset: random, and told"),
+    "deadline_ms": (int, "a request gives up after this many ms"),
+    "draft_tokens": (int, "K, tokens drafted for one round"),
+    "window": (int, "rounds under way at a time"),
+    "round_timeout_ms": (int, "a round is sent again after this many ms"),
+    "resends": (int, "how often a round is sent again before the cloud counts as lost"),
+    "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
+    "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
+    "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
+    "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
+    "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
+    "draft_max": (int, "longest draft a worker takes in one round"),
+    "max_sessions": (int, "sessions a worker serves at a time"),
+    "kv_cache_gb": (float, "memory of the target's KV cache"),
+    "engine_threads": (int, "CPU threads of the target; unset: by cores"),
+    "context": (int, "longest prompt and answer together, in tokens"),
+    "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
+    "cache_dir": (str, "converted models and such; unset: <XDG cache>/pilotfish"),
+    "log_level": (str, "what is logged", "debug|info|warning|error"),
+}
+
+BROKER = ("redis_url", "tenant")
+REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
+DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
+TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "engine_threads")
+MACHINE = ("context", "cores", "cache_dir")
+
+#: a command's own flag for data in JSON
+AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+Trace = Annotated[bool, typer.Option("--trace", help="Colour each token by who wrote it.")]
+
+Command = Callable[..., None]
+
+
+def takes(*names: str) -> Callable[[Command], Command]:
+    """Give a command these options, --config and --log-level.
+
+    It gets what they and all other sources say as `settings`, its first argument.
+    """
+    wanted = (*names, "log_level")
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            chosen = {name: given.pop(name) for name in wanted}
+            command(_load(chosen, given.pop("config")), **given)
+
+        own = _own_parameters(command)
+        more = [*map(_parameter, wanted), _config()]
+        run.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *more]}
+        return run
+
+    return decorate
+
+
+def _own_parameters(command: Command) -> list[inspect.Parameter]:
+    """A command's parameters after `settings`, by keyword, their annotations evaluated."""
+    hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
+    _, *own = inspect.signature(command).parameters.values()
+    return [one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    kind, words, *choices = OPTIONS[name]
+    option = typer.Option(flag(name), help=f"{words[0].upper()}{words[1:]}.", metavar=choices[0] if choices else None)
+    return _keyword(name, Annotated[kind | None, option])
+
+
+def _config() -> inspect.Parameter:
+    return _keyword("config", Annotated[str | None, typer.Option("--config", help="Settings file to read.")])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def flag(name: str) -> str:
+    """A setting as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _load(chosen: dict[str, Any], config: str | None) -> Any:
+    import logging
+
+    from pilotfish.protocol.settings import load
+
+    settings = load(chosen, config)
+    logger = logging.getLogger("pilotfish")
+    if not logger.isEnabledFor(logging.DEBUG):  # `pilotfish --debug` came first
+        logger.setLevel(settings.log_level.upper())
+    return settings

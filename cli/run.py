@@ -1,0 +1,191 @@
+"""`up`, `worker` and `agent`: the processes that serve, one at a time or all together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, takes
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+    from pilotfish.edge_agent.agent import Agent
+    from pilotfish.protocol.settings import Settings
+
+WAIT_SECONDS = 10.0  # an agent that starts before its worker is no error yet
+DRAIN_SECONDS = 20.0
+
+UntilEof = Annotated[bool, typer.Option("--until-eof", hidden=True, help="End when standard input does.")]
+
+
+def say(line: str) -> None:
+    """Talk, as opposed to data: to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- worker --------------------------------------------------------------------------------------------------
+
+
+@takes(*BROKER, *TARGET, *MACHINE)
+def worker(
+    settings: Settings,
+    name: Annotated[str, typer.Option("--name", help="Name of this worker; unset: made up.")] = "",
+    until_eof: UntilEof = False,
+) -> None:
+    """Serve a target model: verify drafts and continue texts for agents. SIGTERM drains, then ends."""
+    import asyncio
+
+    from pilotfish.cli.processes import end_with_parent
+    from pilotfish.cli.redis_url import redis_url
+    from pilotfish.cloud_worker.launch import worker_spec
+
+    spec = worker_spec(settings, redis_url(settings), name)
+    if until_eof:
+        end_with_parent()
+    if ended_by := asyncio.run(_worker(settings, spec)):
+        raise typer.Exit(_code(ended_by))
+
+
+async def _worker(settings: Settings, spec: Any) -> int:
+    """Serve until a signal; returns its number. arq takes the signals over once the worker serves."""
+    import asyncio
+
+    from pilotfish.cli.processes import either, stop_signals
+    from pilotfish.cli.redis_url import described
+    from pilotfish.cloud_worker.worker import run
+
+    interrupted: list[int] = []
+
+    def drain() -> None:  # Ctrl-C drains as SIGTERM does; only the exit code differs
+        interrupted.append(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def ready(target: Any, engine: Any) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, drain)
+        say(f"worker ready: {engine.info.engine} {engine.info.version}, model {target.name}, target {target.id}")
+        say(f"Redis: {described(settings)}")
+
+    async with stop_signals() as told:
+        say(f"loading {spec.engine.model or 'the fake target'} ({spec.engine.engine})")
+        serving = asyncio.create_task(run(spec, ready=ready))
+        await either(serving, told)
+        if told.done():
+            serving.cancel()
+        (end,) = await asyncio.gather(serving, return_exceptions=True)
+        if isinstance(end, Exception):
+            raise end
+        return told.result() if told.done() else max(interrupted, default=0)
+
+
+# --- agent ---------------------------------------------------------------------------------------------------
+
+
+@takes(*BROKER, "target", "agent", *DRAFT, *MACHINE)
+def agent(settings: Settings, until_eof: UntilEof = False) -> None:
+    """Take submitted prompts on this device: draft here, have the cloud verify. SIGTERM drains, then ends."""
+    import asyncio
+
+    from pilotfish.cli.processes import end_with_parent
+    from pilotfish.cli.redis_url import redis_url
+
+    url = redis_url(settings)
+    if until_eof:
+        end_with_parent()
+    if ended_by := asyncio.run(_agent(settings, url)):
+        raise typer.Exit(_code(ended_by))
+
+
+async def _agent(settings: Settings, url: str) -> int:
+    import asyncio
+
+    from pilotfish.cli.processes import either, stop_signals
+
+    async with stop_signals() as told:
+        opening = asyncio.create_task(patient_agent(settings, url))
+        await either(opening, told)
+        if told.done():
+            opening.cancel()
+            return told.result()
+        running = opening.result()
+        await _serve(settings, running, told)
+        return told.result()
+
+
+async def _serve(settings: Settings, running: Agent, told: Future[int]) -> None:
+    from pilotfish.cli.redis_url import described
+
+    try:
+        await running.start(take_prompts=True)
+        assert running.broker is not None
+        assert running.target is not None
+        say(f"agent {running.broker.agent} ready: draft {running.drafter.info.model}, target {running.target.name}")
+        say(f"Redis: {described(settings)}")
+        await told
+        await running.drain(DRAIN_SECONDS)
+    finally:
+        await running.stop()
+
+
+async def patient_agent(settings: Settings, url: str) -> Agent:
+    """An open agent; waits a while for a worker that is still loading. Raises NoWorker when none comes."""
+    import asyncio
+
+    from pilotfish.edge_agent.launch import open_agent
+    from pilotfish.protocol.errors import NoWorker
+
+    deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+    waiting = False
+    while True:
+        try:
+            return await open_agent(settings, url)
+        except NoWorker:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+        if not waiting:
+            say(f"no worker yet: waiting {WAIT_SECONDS:.0f} s for one")
+        waiting = True
+        await asyncio.sleep(0.25)
+
+
+def _code(number: int) -> int:
+    """SIGINT is the user's Ctrl-C; SIGTERM is how a service is meant to end."""
+    return 130 if number == signal.SIGINT else 0
+
+
+# --- up ------------------------------------------------------------------------------------------------------
+
+
+@takes(*BROKER, *TARGET, *DRAFT, *MACHINE)
+def up(settings: Settings) -> None:
+    """Start all of it here: a private Redis unless REDIS_URL is set, a worker and an agent. Ctrl-C ends all."""
+    import asyncio
+
+    ended_by = asyncio.run(_up(settings))
+    raise typer.Exit(_code(ended_by))
+
+
+async def _up(settings: Settings) -> int:
+    import asyncio
+
+    from pilotfish.cli.pair import Pair, logs_folder, some_redis
+    from pilotfish.cli.processes import either, stop_signals
+
+    async with stop_signals() as told:
+        with some_redis(settings) as (url, words):
+            say(f"Redis: {words}")
+            async with Pair(settings, url, logs_folder()) as pair:
+                starting = asyncio.create_task(pair.start(say))
+                await either(starting, told)
+                if not told.done():
+                    starting.result()
+                    say("ready: try `pilotfish submit 'What is 12 plus 30?'` in another shell; Ctrl-C ends all")
+                    await pair.until_one_ends(told)
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                say("stopping: agent, worker" + (", Redis" if words.startswith("private") else ""))
+        return told.result()
