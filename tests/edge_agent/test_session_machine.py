@@ -31,6 +31,8 @@ from pilotfish.edge_agent.session import Committed, Limits, Round, Session
 from pilotfish.protocol.history import History
 from pilotfish.protocol.messages import Refusal, Sampling, Verdict, VerifyJob
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 6
 TARGET = "0123456789abcdef"
 SAMPLING = Sampling(temperature=0.7, seed=11)
