@@ -2,8 +2,9 @@
 
 A session keeps its sequence until another needs it (least recently used first); a new list of ids reuses the longest
 common prefix. `evaluate` groups the work into forward passes. With `exact` a row's logits are the same bits in
-whatever company it is computed (measured: 0.0 difference, F32 and F16 weights), which takes three things:
-  - a sequence never goes through alone as one row, nor does one row of logits (other kernels): padded to two;
+whatever company it is computed, which takes three things:
+  - few rows go through other kernels than many: a pass has at least `LlamaModel.exact_rows` rows, as many of them
+    with logits, and two of each sequence (attention is computed per sequence);
   - all sequences of a pass bring equally many rows, and their numbers are consecutive: llama.cpp would otherwise
     split the pass by itself, possibly leaving one row;
   - padding rows lie behind the sequence's own and are removed after the pass.
@@ -62,6 +63,7 @@ class Sequences:
 
     def __init__(self, context: LlamaContext, *, exact: bool) -> None:
         self.context, self.exact = context, exact
+        self._least = context.model.exact_rows if exact else 1
         self._free = [Slot(i) for i in reversed(range(context.sequences))]
         self._held: OrderedDict[str, Slot] = OrderedDict()
 
@@ -120,31 +122,46 @@ class Sequences:
         their slots and yields empty logits; the other parts are unaffected.
         """
         for group in self._groups(parts):
-            width = max(2 if self.exact else 1, *(len(p.ids) for p in group))
             try:
-                logits = self._pass(group, width)
+                found = self._pass(group, self._width(group))
             except EngineError as error:
                 for part in group:
                     self._clear(part.slot)
                     part.error = str(error)
-                    yield part, np.empty((0, self.context.model.vocab_size), np.float32)
-                continue
-            offset = 0
-            for part in group:
-                yield part, logits[offset : offset + part.wanted]
-                offset += part.wanted
+                found = [np.empty((0, self.context.model.vocab_size), np.float32)] * len(group)
+            yield from zip(group, found, strict=True)
 
-    def _pass(self, group: Sequence[Part], width: int) -> Logits:
+    def _width(self, group: Sequence[Part]) -> int:
+        """Rows per sequence: the longest part, and enough for the pass as a whole; attention is per sequence."""
+        longest = max(len(p.ids) for p in group)
+        return max(longest, 2, -(-self._least // len(group))) if self.exact else longest
+
+    def _pass(self, group: Sequence[Part], width: int) -> list[Logits]:
         """One forward pass, `width` rows of each part; afterwards the slots hold exactly their parts' ids."""
-        lonely = self.exact and sum(p.wanted for p in group) == 1
-        before = lonely and any(p.wanted and len(p.ids) == width for p in group)
-        logits = self.context.decode([row for part in group for row in _rows(part, width, lonely)])
-        for part in group:
+        flags = self._flags(group, width)
+        logits = self.context.decode([row for p, flag in zip(group, flags, strict=True) for row in _rows(p, flag)])
+        found, offset = [], 0
+        for part, flag in zip(group, flags, strict=True):
+            first = offset + sum(flag[: len(part.ids) - part.wanted])
+            found.append(logits[first : first + part.wanted])
+            offset += sum(flag)
             part.computed = width
             part.slot.ids.extend(part.ids)
             if width > len(part.ids):
                 self.context.remove(part.slot.sequence, len(part.slot.ids))
-        return logits[1:] if before else logits
+        return found
+
+    def _flags(self, group: Sequence[Part], width: int) -> list[list[bool]]:
+        """Which of each part's `width` rows yield logits: those it wants, and others if a pass needs more."""
+        flags = [[len(p.ids) - p.wanted <= i < len(p.ids) for i in range(width)] for p in group]
+        wanted = sum(p.wanted for p in group)
+        extra = self._least - wanted if wanted else 0
+        for flag in flags:
+            for i in range(width - 1, -1, -1):
+                if extra > 0 and not flag[i]:
+                    flag[i] = True
+                    extra -= 1
+        return flags
 
     def _groups(self, parts: Sequence[Part]) -> list[list[Part]]:
         groups: list[list[Part]] = []
@@ -169,11 +186,8 @@ class Sequences:
         )
 
 
-def _rows(part: Part, width: int, lonely: bool) -> Iterator[Row]:
-    """A part's rows, padded to `width`; `lonely` asks for the logits of one row more than the part wants."""
+def _rows(part: Part, flags: Sequence[bool]) -> Iterator[Row]:
+    """A part's rows, one per flag; those beyond its ids repeat the last one."""
     start, n, sequence = len(part.slot.ids), len(part.ids), part.slot.sequence
-    first = n - part.wanted - (1 if lonely and part.wanted and n == width else 0)
-    for i, token in enumerate(part.ids):
-        yield Row(token, start + i, sequence, i >= first)
-    for i in range(n, width):
-        yield Row(part.ids[-1], start + i, sequence, lonely and part.wanted > 0 and i == n)
+    for i, wanted in enumerate(flags):
+        yield Row(part.ids[min(i, n - 1)], start + i, sequence, wanted)

@@ -83,4 +83,5 @@ class Drafter(ABC):
 def drawn_probability(logits: NDArray[np.float32], token: int, position: int, sampling: Sampling) -> float:
     """The probability the model gives to the token drawn, at the request's temperature (1 if that is 0), unfiltered."""
     scaled = logits / np.float32(sampling.temperature or 1.0)
-    return float(np.exp(scaled[token] - scaled.max()) / np.exp(scaled - scaled.max()).sum())
+    weights = np.exp(scaled - scaled.max())
+    return float(weights[token] / weights.sum())

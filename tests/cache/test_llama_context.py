@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from contracts.tiny_gguf import VOCAB, write_tiny_gguf
 
-from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Row
+from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits, Row
 from pilotfish.cache.llama_sequences import SPARE, Part, Sequences, common_prefix
 from pilotfish.protocol.errors import EngineError, ModelError
 
@@ -200,10 +200,24 @@ def test_common_prefix() -> None:
     assert all(common_prefix(long, [*long[:i], -1, *long[i + 1 :]]) == i for i in range(1000))
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["f32", "f16"])
-def test_the_same_bits_in_any_company(tmp_path: Path, half: bool) -> None:
+def write_kind(path: Path, kind: str) -> Path:
+    """A model of one kind of numbers; the quantised ones are made by llama.cpp itself."""
+    if kind in ("f32", "f16"):
+        return write_tiny_gguf(path, half=kind == "f16")
+    plain = write_tiny_gguf(path.with_suffix(".plain"), hidden=256)
+    with LlamaModel(plain) as model:
+        library = model._lib
+    params = library.llama_model_quantize_default_params()
+    params.ftype, params.nthread = {"q8_0": 7, "q4_k": 14}[kind], 1
+    assert library.llama_model_quantize(str(plain).encode(), str(path).encode(), params) == 0
+    return path
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "q4_k"])
+def test_the_same_bits_in_any_company(tmp_path: Path, kind: str) -> None:
     """Row by row, in one pass, in chunks, beside neighbours of other lengths: the logits are equal, not close."""
-    model = LlamaModel(write_tiny_gguf(tmp_path / "m.gguf", half=half))
+    model = LlamaModel(write_kind(tmp_path / "m.gguf", kind))
+    assert model.exact_rows == (8 if kind == "q4_k" else 2)
     context = LlamaContext(model, n_ctx=256, sequences=4, n_batch=128, outputs=64)
     sequences = Sequences(context, exact=True)
     together = slot_of(sequences, "together")
@@ -231,6 +245,29 @@ def test_padding_is_removed(sequences: Sequences, context: LlamaContext) -> None
     part = Part(slot, [5], 1)
     evaluate(sequences, part)
     assert (context.length(slot.sequence), part.computed, context.rows) == (1, 2, 2)
+
+
+def test_small_passes_are_padded_in_rows_and_in_logits(
+    model: LlamaModel, context: LlamaContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaModel, "exact_rows", 8)
+    passes: list[list[Row]] = []
+    decode = context.decode
+
+    def noted(rows: list[Row]) -> Logits:
+        passes.append(rows)
+        return decode(rows)
+
+    monkeypatch.setattr(context, "decode", noted)
+    sequences = Sequences(context, exact=True)
+    a, b, c = (slot_of(sequences, s) for s in "abc")
+    evaluate(sequences, Part(a, IDS[:1], 1))
+    evaluate(sequences, Part(a, IDS[:30], 1), Part(b, IDS[:28], 0))
+    evaluate(sequences, Part(c, IDS[:30], 0))
+    evaluate(sequences, Part(a, IDS[:2], 2), Part(b, IDS[:1], 1), Part(c, IDS[:2], 1))
+    sizes = [(len(rows), sum(row.wanted for row in rows)) for rows in passes]
+    assert sizes == [(8, 8), (60, 8), (30, 0), (9, 8)]
+    assert [len(s.ids) for s in (a, b, c)] == [context.length(s.sequence) for s in (a, b, c)] == [33, 29, 32]
 
 
 def test_neighbours_share_a_pass_when_little_padding_is_wasted(sequences: Sequences, context: LlamaContext) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, CONTEXT = 64, 2, 2, 1, 32, 128, 2048
+LAYERS, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 2, 2, 1, 32, 2048
 SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -19,15 +19,15 @@ TEMPLATE = (
 VOCAB = 320
 
 
-def write_tiny_gguf(path: Path, seed: int = 0, half: bool = False) -> Path:
-    """Write the model and return `path`; `half` stores its matrices as F16."""
+def write_tiny_gguf(path: Path, seed: int = 0, half: bool = False, hidden: int = 64) -> Path:
+    """Write the model and return `path`; `half` stores its matrices as F16, K-quants need `hidden` 256."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(str(path), "qwen3")
     writer.add_name(f"tiny-{seed}")
-    _write_shape(writer)
+    _write_shape(writer, hidden)
     _write_vocabulary(writer)
-    for name, values in _tensors(np.random.default_rng(seed)):
+    for name, values in _tensors(np.random.default_rng(seed), hidden):
         writer.add_tensor(name, values.astype(np.float16) if half and values.ndim == 2 else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -36,11 +36,11 @@ def write_tiny_gguf(path: Path, seed: int = 0, half: bool = False) -> Path:
     return path
 
 
-def _write_shape(writer: Any) -> None:
+def _write_shape(writer: Any, hidden: int) -> None:
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
+    writer.add_embedding_length(hidden)
     writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FFN)
+    writer.add_feed_forward_length(2 * hidden)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_key_length(HEAD_DIM)
@@ -80,28 +80,28 @@ def _byte_names() -> list[str]:
     return [chr(b) if b in plain else chr(next(other)) for b in range(256)]
 
 
-def _tensors(rng: np.random.Generator) -> list[tuple[str, np.ndarray[Any, np.dtype[np.float32]]]]:
+def _tensors(rng: np.random.Generator, hidden: int) -> list[tuple[str, np.ndarray[Any, np.dtype[np.float32]]]]:
     def matrix(rows: int, columns: int, gain: float = 1.0) -> Any:
         return (rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)).astype(np.float32)
 
     def ones(n: int) -> Any:
         return np.ones(n, np.float32)
 
-    out = [("token_embd.weight", matrix(VOCAB, HIDDEN, 8.0)), ("output_norm.weight", ones(HIDDEN))]
-    out.append(("output.weight", matrix(VOCAB, HIDDEN, 3.0)))
+    out = [("token_embd.weight", matrix(VOCAB, hidden, 8.0)), ("output_norm.weight", ones(hidden))]
+    out.append(("output.weight", matrix(VOCAB, hidden, 3.0)))
     for i in range(LAYERS):
         blk = f"blk.{i}."
         out += [
-            (blk + "attn_norm.weight", ones(HIDDEN)),
-            (blk + "attn_q.weight", matrix(HEADS * HEAD_DIM, HIDDEN)),
-            (blk + "attn_k.weight", matrix(KV_HEADS * HEAD_DIM, HIDDEN)),
-            (blk + "attn_v.weight", matrix(KV_HEADS * HEAD_DIM, HIDDEN)),
-            (blk + "attn_output.weight", matrix(HIDDEN, HEADS * HEAD_DIM, 4.0)),
+            (blk + "attn_norm.weight", ones(hidden)),
+            (blk + "attn_q.weight", matrix(HEADS * HEAD_DIM, hidden)),
+            (blk + "attn_k.weight", matrix(KV_HEADS * HEAD_DIM, hidden)),
+            (blk + "attn_v.weight", matrix(KV_HEADS * HEAD_DIM, hidden)),
+            (blk + "attn_output.weight", matrix(hidden, HEADS * HEAD_DIM, 4.0)),
             (blk + "attn_q_norm.weight", ones(HEAD_DIM)),
             (blk + "attn_k_norm.weight", ones(HEAD_DIM)),
-            (blk + "ffn_norm.weight", ones(HIDDEN)),
-            (blk + "ffn_gate.weight", matrix(FFN, HIDDEN, 2.0)),
-            (blk + "ffn_up.weight", matrix(FFN, HIDDEN, 2.0)),
-            (blk + "ffn_down.weight", matrix(HIDDEN, FFN)),
+            (blk + "ffn_norm.weight", ones(hidden)),
+            (blk + "ffn_gate.weight", matrix(2 * hidden, hidden, 2.0)),
+            (blk + "ffn_up.weight", matrix(2 * hidden, hidden, 2.0)),
+            (blk + "ffn_down.weight", matrix(hidden, 2 * hidden)),
         ]
     return out
