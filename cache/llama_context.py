@@ -1,4 +1,4 @@
-"""The one owner of llama_cpp: a model file, and a context that turns rows of tokens into rows of logits.
+"""The one owner of llama.cpp: a model file, and a context that turns rows of tokens into rows of logits.
 
 Only the low-level C API is used: llama-cpp-python's `Llama` allocates n_ctx x vocab logits and keeps caches of its own.
 Every sequence has its own stream of the KV cache (`kv_unified` off): its cells lie in order of position whatever the
@@ -9,11 +9,8 @@ model and context. Knows nothing of sessions, drafts or sampling; `llama_sequenc
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,15 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.cache.chat_template import render_chat
+from pilotfish.cache.llama_library import check_magic, file_digest, last_error, library, reason
 from pilotfish.protocol.errors import EngineError, ModelError
 
 Logits = NDArray[np.float32]
 KV_TYPES = {"f32": 0, "f16": 1}  # ggml_type
 _TWO_ROWS = {0, 1, 2, 3, 7, 8, 25, 32}  # llama_ftype: F32 F16 Q4_0 Q4_1 Q8_0 Q5_0 IQ4_NL BF16
 _GUESSED = 1024  # the flag of a file that does not name its kind
-_SMALL_FILE = 1 << 30
-_log = logging.getLogger(__name__)
-_last_error: list[str] = []  # what llama.cpp said last at level ERROR
 
 
 class Row(NamedTuple):
@@ -41,57 +36,6 @@ class Row(NamedTuple):
     wanted: bool
 
 
-@lru_cache(maxsize=1)
-def _library() -> Any:
-    """llama_cpp's C API, with its log going to ours (level DEBUG) instead of stderr."""
-    try:
-        library = _import_passive()
-    except ImportError as error:
-        raise ModelError("llama.cpp is not installed; run `pip install pilotfish[edge]`.") from error
-
-    @library.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-    def on_log(level: int, text: bytes, _data: object) -> None:
-        line = text.decode("utf-8", "replace").strip()
-        if level == 4:  # GGML_LOG_LEVEL_ERROR
-            _last_error[:] = [line]
-        _log.debug("%s", line)
-
-    library.pilotfish_log = on_log  # the C side keeps only a pointer
-    library.llama_log_set(on_log, ctypes.c_void_p(0))
-    library.llama_backend_init()
-    return library
-
-
-def _import_passive() -> Any:
-    """llama_cpp with OpenMP threads that sleep while they wait, unless the environment says otherwise.
-
-    Spinning ones starve each other when cores are short: 1,376 ms a pass against 2.3 with 2 threads on 2 busy cores.
-    """
-    told = "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
-    if not told:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when the library is loaded
-    try:
-        import llama_cpp.llama_cpp as library
-        from llama_cpp import _utils
-    finally:
-        if not told:
-            del os.environ["OMP_WAIT_POLICY"]
-    for file in (_utils.outnull_file, _utils.errnull_file):  # opened at import, for the `Llama` class alone
-        file.close()
-    return library
-
-
-def library_version() -> str:
-    """The version of llama-cpp-python, which pins the llama.cpp inside it."""
-    from importlib.metadata import version
-
-    return version("llama-cpp-python")
-
-
-def _reason() -> str:
-    return f" ({_last_error[0]})" if _last_error else ""
-
-
 class LlamaModel:
     """A GGUF file. `vocab_only` loads the tokenizer and no weights.
 
@@ -99,9 +43,9 @@ class LlamaModel:
     """
 
     def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
-        _check_magic(path)
-        self._lib = _library()
-        _last_error.clear()
+        check_magic(path)
+        self._lib = library()
+        last_error.clear()
         params = self._lib.llama_model_default_params()
         params.vocab_only = vocab_only
         params.use_extra_bufts = False  # AMX and repacked kernels: other bits per row count, and AMX crashed in a VM
@@ -109,7 +53,7 @@ class LlamaModel:
         self.handle = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ModelError(
-                f"{path} cannot be loaded: damaged, cut short or of an unknown kind{_reason()}. Fetch it again."
+                f"{path} cannot be loaded: damaged, cut short or of an unknown kind{reason()}. Fetch it again."
             )
         self._vocab = self._lib.llama_model_get_vocab(self.handle)
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self._vocab)
@@ -159,7 +103,7 @@ class LlamaModel:
     def digest(self) -> str:
         """sha256 of the file, hex; of its size and samples of it when it is larger than 1 GiB."""
         stat = self.path.stat()
-        return _file_digest(self.path, stat.st_size, stat.st_mtime_ns)
+        return file_digest(self.path, stat.st_size, stat.st_mtime_ns)
 
     # --- text <-> ids --------------------------------------------------------------------------------------------
 
@@ -256,11 +200,11 @@ class LlamaContext:
         self._lib = model._lib
         self.model, self.sequences, self.n_batch = model, sequences, n_batch
         self.outputs = min(max(outputs, 8), n_batch)
-        _last_error.clear()
+        last_error.clear()
         self.handle = self._lib.llama_init_from_model(model.handle, self._params(n_ctx, threads, kv))
         if not self.handle:
             raise EngineError(
-                f"No memory for {sequences} sequences of {n_ctx} tokens{_reason()}; lower the context or the sessions."
+                f"No memory for {sequences} sequences of {n_ctx} tokens{reason()}; lower the context or the sessions."
             )
         self._memory = self._lib.llama_get_memory(self.handle)
         self.n_ctx = int(self._lib.llama_n_ctx_seq(self.handle))
@@ -319,7 +263,7 @@ class LlamaContext:
                 f"The KV cache is full: no room for {self._batch.n_tokens} more rows; shorten the context."
             )
         if code != 0:
-            raise EngineError(f"llama.cpp could not compute the pass (code {code}){_reason()}.")
+            raise EngineError(f"llama.cpp could not compute the pass (code {code}){reason()}.")
 
     def _logits(self, wanted: int) -> Logits:
         vocab = self.model.vocab_size
@@ -372,30 +316,3 @@ class LlamaContext:
 
 def _padded(n: int, to: int = 256) -> int:
     return -(-n // to) * to
-
-
-def _check_magic(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise ModelError(f"There is no model file at {path}; check the path.") from None
-    except OSError as error:
-        raise ModelError(f"The model file {path} cannot be read: {error.strerror}.") from error
-    if magic != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF, or fetch one.")
-
-
-@lru_cache(maxsize=32)
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256(f"{size}\n".encode())
-    with path.open("rb") as file:
-        if size <= _SMALL_FILE:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        else:  # the header and 128 samples of the weights: 80 MB read instead of 14 GB
-            digest.update(file.read(16 << 20))
-            for i in range(128):
-                file.seek((size - (1 << 19)) * i // 127)
-                digest.update(file.read(1 << 19))
-    return digest.hexdigest()

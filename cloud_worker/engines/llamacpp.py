@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits, library_version
+from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits
+from pilotfish.cache.llama_library import library_version
 from pilotfish.cache.llama_sequences import SPARE, Part, Sequences, Slot
 from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused

@@ -12,7 +12,8 @@ from time import perf_counter
 
 import numpy as np
 
-from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits, library_version
+from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits
+from pilotfish.cache.llama_library import library_version
 from pilotfish.cache.llama_sequences import Part, Sequences, Slot
 from pilotfish.edge_agent.drafters.base import Confidence, Draft, Drafter, DrafterInfo, Proceed, drawn_probability
 from pilotfish.protocol.errors import EngineError, RequestRefused
