@@ -16,7 +16,7 @@ find_python() {
 }
 
 install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation "$@"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation "$@"
 }
 
 without_vllm() {
