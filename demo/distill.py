@@ -20,7 +20,8 @@ from pilotfish.demo import tokenizer as tok
 from pilotfish.demo.batches import Batch, Source, batch_of
 from pilotfish.demo.model import LanguageModel
 
-TASK_NEW, CODE_NEW = 72, 96
+TASK_NEW, CODE_NEW = 72, 80
+OWN_SHARE = 0.65  # of the steps; the rest sees fresh text, judged by the target all the same
 SHARP = 0.5  # weight of the target's best token beside its whole distribution
 
 Example = tuple[list[int], int]  # ids, and how many of them are the prompt
@@ -83,10 +84,13 @@ def distance(draft: LanguageModel, teacher: LanguageModel, batch: Batch) -> Tens
 
 
 def losses(
-    teacher: LanguageModel, lessons: dict[str, list[Example]], rng: Random, task_tokens: int, code_tokens: int
+    teacher: LanguageModel, lessons: dict[str, list[Example]], source: Source, task_tokens: int, code_tokens: int
 ) -> list[tuple[str, float, Callable[[LanguageModel], Tensor]]]:
-    """(name, weight, loss) of one step's two batches."""
-    task, code = pick(rng, lessons["tasks"], task_tokens), pick(rng, lessons["code"], code_tokens)
+    """(name, weight, loss) of one step's two batches: the target's own text, or now and then fresh training text."""
+    if source.rng.random() < OWN_SHARE:
+        task, code = (pick(source.rng, lessons[k], n) for k, n in (("tasks", task_tokens), ("code", code_tokens)))
+    else:
+        task, code = source.task_batch(task_tokens), source.code_batch(code_tokens)
     return [
         ("tasks", 0.6, lambda draft: distance(draft, teacher, task)),
         ("code", 0.4, lambda draft: distance(draft, teacher, code)),

@@ -32,15 +32,19 @@ def extend(
     last = torch.tensor(lengths).cumsum(0) - 1
     packed = torch.tensor([i for p in prompts for i in p])
     ids = pick(model(packed, Layout.of_lengths(lengths), last, cache).float(), temperature)
-    out, ends, is_open = [ids], torch.tensor(stop), ~torch.isin(ids, torch.tensor(stop))
+    out, alive = [[i] for i in ids.tolist()], list(range(len(prompts)))
     for step in range(n_new - 1):
-        if not is_open.any():
+        going = [at for at, row in enumerate(alive) if out[row][-1] not in stop]
+        if not going:
             break
-        layout = Layout.of_lengths([1] * len(prompts), [n + step for n in lengths])
+        if len(going) < 0.75 * len(alive):  # ended rows are dropped now and then: each time copies the cache
+            cache.select(going)
+            alive, ids = [alive[at] for at in going], ids[going]
+        layout = Layout.of_lengths([1] * len(alive), [lengths[row] + step for row in alive])
         ids = pick(model(ids, layout, None, cache).float(), temperature)
-        out.append(ids)
-        is_open &= ~torch.isin(ids, ends)
-    return [until_stop(row, stop) for row in torch.stack(out, 1).tolist()]
+        for row, i in zip(alive, ids.tolist(), strict=True):
+            out[row].append(i)
+    return [until_stop(row, stop) for row in out]
 
 
 def until_stop(ids: list[int], stop: tuple[int, ...]) -> list[int]:

@@ -41,7 +41,7 @@ class Layout:
 
 
 class Cache:
-    """Keys and values of B growing sequences, per layer [B, H, capacity, D]."""
+    """Keys and values of B growing sequences, per layer [B, capacity, H, D]."""
 
     def __init__(self, shape: Shape, batch: int, capacity: int) -> None:
         size = (shape.num_hidden_layers, batch, capacity, shape.num_key_value_heads, shape.head_dim)
@@ -53,3 +53,7 @@ class Cache:
         self.values[layer, layout.rows, layout.positions] = v.float()
         keys, values = self.keys[layer, :, : layout.width], self.values[layer, :, : layout.width]
         return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def select(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]

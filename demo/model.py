@@ -30,11 +30,12 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def from_cache(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Attention [N, H * D] of packed queries [N, H, D] over all that is cached: whole rows, or one new token each."""
-    visible = torch.ones(layout.width, layout.width, dtype=torch.bool).tril()
+    groups = q.shape[1] // k.shape[1]
     if len(layout.rows) != layout.batch:
-        return layout.unpad(F.scaled_dot_product_attention(layout.pad(q), k, v, attn_mask=visible))
-    mask = visible[layout.positions][:, None, None]
-    return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask).flatten(1)
+        return layout.unpad(causal(layout.pad(q), k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
+    visible = torch.arange(layout.width) <= layout.positions[:, None]
+    seen = F.scaled_dot_product_attention(q.unflatten(1, (-1, groups)), k, v, attn_mask=visible[:, None, None])
+    return seen.flatten(1)
 
 
 class Norm(nn.Module):
@@ -73,8 +74,7 @@ class Attention(nn.Module):
             k, v = layout.pad(k).repeat_interleave(groups, 1), layout.pad(v).repeat_interleave(groups, 1)
             seen = layout.unpad(causal(layout.pad(q), k, v))
         else:
-            k, v = (y.repeat_interleave(groups, 1) for y in cache.extend(self.layer, layout, k, v))
-            seen = from_cache(q.float(), k, v, layout)
+            seen = from_cache(q.float(), *cache.extend(self.layer, layout, k, v), layout)
         out: Tensor = self.o_proj(seen)
         return out
 

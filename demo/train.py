@@ -131,8 +131,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=MODELS_DIR, help="folder that receives MODEL/model.safetensors")
     p.add_argument("--teacher", type=Path, default=TARGET_DIR, help="target folder, for the draft")
     p.add_argument("--tokenizer", type=Path, default=TARGET_DIR, help="folder of the shared tokenizer")
-    p.add_argument("--own-tasks", type=int, default=15000, help="answers of the target that the draft learns from")
-    p.add_argument("--own-code", type=int, default=2500, help="pieces of code of the target that it learns from")
+    p.add_argument("--own-tasks", type=int, default=8000, help="answers of the target that the draft learns from")
+    p.add_argument("--own-code", type=int, default=1200, help="pieces of code of the target that it learns from")
     p.add_argument("--every", type=float, default=60, help="seconds between checkpoints")
     p.add_argument("--weights", type=Path, help="JSON of family weights instead of those in tasks.py")
     return p
@@ -147,7 +147,7 @@ def next_losses(args: argparse.Namespace, seed: int) -> Callable[[], list[tuple[
     teacher = store.load(args.teacher)
     make = lambda: distill.own_text(teacher, source, args.own_tasks, args.own_code)  # noqa: E731
     lessons = distill.cached_own_text(args.work / "own_text.json", make)
-    return lambda: distill.losses(teacher, lessons, source.rng, 1800, 1400)
+    return lambda: distill.losses(teacher, lessons, source, 1800, 1400)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -71,7 +71,7 @@ def test_draft_learns_only_what_the_target_wrote(source: Source, tmp_path: Path)
     batch = distill.pick(source.rng, [(ids, n_prompt)], 1)
     assert batch.wanted.tolist() == ids[n_prompt:]
     trainer = train.Trainer(LanguageModel(TINY), 0.5)
-    trainer.run(lambda: distill.losses(teacher, lessons, source.rng, 100, 100), tmp_path / "draft.pt", every=1)
+    trainer.run(lambda: distill.losses(teacher, lessons, source, 100, 100), tmp_path / "draft.pt", every=1)
     assert trainer.step > 0
 
 
