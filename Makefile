@@ -18,8 +18,8 @@ demo: setup  ## a prompt answered by the demo pair, in exact mode
 test: setup lint types  ## every test, llama.cpp and vLLM in processes of their own
 	@tools/test.sh
 
-test-fast: setup  ## under a minute: no engine, nothing slow
-	@.venv/bin/python -m pytest -q -m "not slow and not llamacpp and not vllm"
+test-fast: setup  ## under a minute: no engine, no torch, nothing slow
+	@.venv/bin/python -m pytest -q -m "not slow and not llamacpp and not vllm and not torch"
 
 lint: setup  ## ruff: rules and format
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet .
