@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pilotfish.cli.options import OPTIONS, AsJson, takes
+from pilotfish.cli.options import OPTIONS, AsJson, Help, takes
 
 if TYPE_CHECKING:
     from pilotfish.protocol.settings import Settings
@@ -15,8 +15,7 @@ app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 
 
 @app.callback()
-def _config() -> None:
-    """Keeps `config` a group while it has one command."""
+def _config(help: Help = False) -> None: ...
 
 
 @app.command()

@@ -9,6 +9,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from pilotfish.cli.redis_url import described, redis_url
@@ -121,6 +122,8 @@ class Talk:
 
     def run(self) -> None:
         """Until /exit or the end of input."""
+        with suppress(ImportError):
+            import readline  # noqa: F401  arrows and history for input()
         agent = self.conversation.agent
         redis = f", Redis: {described(self.conversation.settings)}"
         target = f"target {agent.target.name}{redis}" if agent.target else "alone"

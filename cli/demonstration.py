@@ -97,6 +97,7 @@ async def run(settings: Settings, count: int, *, as_json: bool) -> bool:
                     both = await _both(settings, pair, asked)
                     say("stopping agent, worker" + (", Redis" if words.startswith("private") else ""))
         except asyncio.CancelledError:
+            say("")  # an answer was being written on this line
             raise Cancelled("stopped; nothing is left running") from None
     shutil.rmtree(logs, ignore_errors=True)  # kept only when something went wrong
     difference = first_difference(asked, *both)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from pilotfish.cli import bench, chat, config, demo, models, queue, run, submit
+from pilotfish.cli.options import Help
 from pilotfish.protocol.errors import PilotfishError
 
 app = typer.Typer(
@@ -54,6 +55,7 @@ def _pilotfish(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_version)
     ] = False,
+    help: Help = False,
 ) -> None:
     import logging
 
@@ -79,10 +81,10 @@ def run_command(args: list[str]) -> int:
     except PilotfishError as error:
         return _told(str(error), error.exit_code)
     except typer.TyperException as error:  # unknown command or option, a missing argument
-        return _told(_usage(error), 2)
+        return _misused(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:  # `pilotfish ... | head`
+    except (BrokenPipeError, SystemExit):  # `pilotfish ... | head`: typer turns it into sys.exit, and nothing else
         _discard_stdout()
         return 0
     except Exception as error:
@@ -99,12 +101,15 @@ def _told(sentence: str, code: int) -> int:
     return code
 
 
-def _usage(error: typer.TyperException) -> str:
-    """The parser's complaint as one line, with where to read on."""
+def _misused(error: typer.TyperException) -> int:
+    """The parser's complaint as one line, with where to read on; a group without a command shows its help."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "pilotfish"
     complaint = getattr(error, "format_message", lambda: str(error))()
-    return f"{' '.join(complaint.split()).rstrip('.')}. See `{command} --help`"
+    if complaint.startswith("Usage:"):
+        print(complaint, file=sys.stderr)
+        return 2
+    return _told(f"{' '.join(complaint.split()).rstrip('.')}. See `{command} --help`", 2)
 
 
 def _debugging() -> bool:

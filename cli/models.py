@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pilotfish.cli.options import AsJson
+from pilotfish.cli.options import AsJson, Help
 from pilotfish.protocol.errors import ModelError
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ app = typer.Typer(help="Look at model files.", no_args_is_help=True)
 
 
 @app.callback()
-def _models() -> None:
-    """Keeps `models` a group while it has one command."""
+def _models(help: Help = False) -> None: ...
 
 
 @app.command("check-pair")

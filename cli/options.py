@@ -57,6 +57,18 @@ MACHINE = ("context", "cores", "cache_dir")
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 Trace = Annotated[bool, typer.Option("--trace", help="Colour each token by who wrote it.")]
 
+
+def _show_help(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        print(context.get_help())
+        raise typer.Exit
+
+
+#: a group's own --help: typer's built-in one makes every command below it load pydantic before it can show its help
+Help = Annotated[
+    bool, typer.Option("-h", "--help", help="Show this message and exit.", is_eager=True, callback=_show_help)
+]
+
 Command = Callable[..., None]
 
 

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pilotfish.cli.options import BROKER, AsJson, takes
+from pilotfish.cli.options import BROKER, AsJson, Help, takes
 
 if TYPE_CHECKING:
     from pilotfish.cli.inspection import Peer, Queue
     from pilotfish.protocol.settings import Settings
 
 app = typer.Typer(help="Look at the queue without changing it.", no_args_is_help=True)
+
+
+@app.callback()
+def _queue(help: Help = False) -> None: ...
 
 
 @app.command()

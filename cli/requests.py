@@ -158,20 +158,16 @@ async def stop(broker: ShellBroker, answer: Answer) -> None:
     answer.last = again.last
 
 
-async def result(settings: Settings, request: str, printer: Printer, *, follow: bool) -> None:
-    """Print what is there, or with `follow` all of it. Raises UsageError for a request nobody knows."""
+async def result(settings: Settings, request: str, printer: Printer, *, to_end: bool) -> None:
+    """Print what is there, or with `to_end` all there will be. Raises UsageError for a request nobody knows."""
     async with shell(settings) as broker:
         answer = Answer(request)
         await known(broker, answer)
-        answer = Answer(request)
-        await _follow(broker, answer, printer, follow)
+        answer = Answer(request)  # from the beginning, this time for the printer
+        await follow(broker, answer, printer, to_end=to_end)
     if answer.last is None:
         raise PilotfishError(f"request {request} is not finished: `pilotfish result --wait {request}` follows it")
     answer.check()
-
-
-async def _follow(broker: ShellBroker, answer: Answer, printer: Printer, to_end: bool) -> None:
-    await follow(broker, answer, printer, to_end=to_end)
 
 
 async def cancel(settings: Settings, request: str) -> None:

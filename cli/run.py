@@ -66,6 +66,8 @@ async def _worker(settings: Settings, spec: Any) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def ready(target: Any, engine: Any) -> None:
+        if told.done():  # the cancellation may have been lost: wait_for of Python 3.11 swallows one now and then
+            raise asyncio.CancelledError
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, drain)
         say(f"worker ready: {engine.info.engine} {engine.info.version}, model {target.name}, target {target.id}")
         say(f"Redis: {described(settings)}")

@@ -64,7 +64,7 @@ def result(
 
     checked(request)
     printer = requests.printer(as_json=as_json, trace=trace)
-    asyncio.run(requests.result(settings, request, printer, follow=wait))
+    asyncio.run(requests.result(settings, request, printer, to_end=wait))
 
 
 @takes(*BROKER)

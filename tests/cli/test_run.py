@@ -1,0 +1,76 @@
+"""`worker` and `up` as processes on the fake engine: when they are ready, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pilotfish.cli.run import _code
+
+PROGRAM = [sys.executable, "-m", "pilotfish.cli.main"]
+
+
+@contextmanager
+def started(*args: str, redis_url: str, ready: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that has said `ready`; killed at the end if the test did not end it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit "ignored"
+    environment = {**os.environ, "REDIS_URL": redis_url}
+    process = subprocess.Popen([*PROGRAM, *args], stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr
+    try:
+        for line in process.stderr:
+            if ready in line:
+                break
+        else:
+            raise AssertionError(f"it ended without {ready!r}")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("when", ["loading", "Redis: "])
+@pytest.mark.usefixtures("redis")
+def test_a_worker_ends_as_it_is_told(redis_url: str, when: str, number: signal.Signals, code: int) -> None:
+    with started("worker", "--engine", "fake", redis_url=redis_url, ready=when) as worker:
+        worker.send_signal(number)
+        assert worker.wait(30) == code
+        assert worker.stderr
+        assert "Traceback" not in worker.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("redis")
+def test_an_agent_that_waits_can_be_stopped(redis_url: str) -> None:
+    with started("agent", redis_url=redis_url, ready="no worker yet") as agent:
+        agent.send_signal(signal.SIGINT)
+        assert agent.wait(30) == 130
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("redis")
+def test_up_stops_the_worker_it_started_when_the_agent_cannot_start(redis_url: str) -> None:
+    """The fake target speaks bytes, which no draft does."""
+    ended = subprocess.run(
+        [*PROGRAM, "up", "--engine", "fake", "--draft-model", "none.gguf"],
+        env={**os.environ, "REDIS_URL": redis_url}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    told = ended.stderr.splitlines()
+    assert told[-1].startswith("pilotfish: the agent did not start: ")
+    assert "none.gguf" in told[-1]
+    (pid,) = (int(line.rpartition(" ")[2]) for line in told if ", process " in line)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_ctrl_c_is_130_and_sigterm_a_service_that_ended() -> None:
+    assert (_code(signal.SIGINT), _code(signal.SIGTERM)) == (130, 0)
