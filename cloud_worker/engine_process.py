@@ -4,8 +4,9 @@ A hung or dead engine must not take the worker with it, and a busy engine must n
 child (`python -m pilotfish.cloud_worker.engine_process FD`) owns one `Verifier` and steps it while there is work; the
 parent side is asyncio. Frames are small maps; nothing is pickled. Knows engines; nothing of Redis.
 
-    to the child     {"op": "open", ...spec} · {"op": "submit", ...request} · {"op": "cancel", "id"} · {"op": "forget", "session"}
-    to the parent    {"op": "ready", ...info} · {"op": "events", "events": [...]} · {"op": "refused", "id", "why"} · {"op": "failed", "why"}
+    to the child     open {...spec} · submit {...request} · cancel {id} · forget {session}
+    to the parent    ready {...info} · events {events} · refused {id, why} · failed {why}
+                     busy {}: steps without an event, said once a second, so that a long prefill is not taken for a hang
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,11 +34,16 @@ from pilotfish.protocol.messages import Sampling
 START_SECONDS = 300.0
 STOP_SECONDS = 5.0
 READ_BYTES = 1 << 20
+BUSY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is."""
+    """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is.
+
+    An engine that has work and says nothing for `silence_seconds` hangs, and is killed. The fake engine's `model` is
+    its switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
+    """
 
     engine: str
     model: str
@@ -46,6 +54,7 @@ class EngineSpec:
     dtype: str = "float32"
     kv_cache_gb: int = 1
     cores: str = ""
+    silence_seconds: float = 120.0
 
 
 # --- parent side -----------------------------------------------------------------------------------------------
@@ -63,8 +72,10 @@ class EngineProcess:
         self._child: asyncio.subprocess.Process | None = None
         self._streams: dict[str, asyncio.Queue[VerifyEvent | PilotfishError | None]] = {}
         self._pump: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._restarting: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._opening = asyncio.Lock()
+        self._heard = 0.0
 
     async def start(self) -> None:
         """Start the child and wait until its model is loaded. Raises ModelError or EngineError with its sentence."""
@@ -78,20 +89,33 @@ class EngineProcess:
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=READ_BYTES)
         self._send({"op": "open", **asdict(self.spec)})
         frames = _frames(reader)
-        try:
-            first = await asyncio.wait_for(anext(frames, {"op": "failed", "why": "it exited"}), START_SECONDS)
-        except TimeoutError:
-            first = {"op": "failed", "why": f"not ready after {START_SECONDS:.0f} s"}
+        first = await self._first(frames)
         if first["op"] != "ready":
-            await self.stop()
+            await self._end_child()
             kind = ModelError if first.get("kind") == "model" else EngineError
             raise kind(f"the {self.spec.engine} engine did not start: {first['why']}")
         self.info = EngineInfo(**first["info"])
         self.vocabulary = Vocabulary(tuple(first["tokens"]), first["chat_template"], tuple(first["stop_ids"]))
         self._pump = asyncio.create_task(self._read(frames))
+        self._watch = asyncio.create_task(self._kill_if_silent())
+
+    async def _first(self, frames: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return await asyncio.wait_for(anext(frames), START_SECONDS)
+        except StopAsyncIteration:
+            return {"op": "failed", "why": "it exited"}
+        except TimeoutError:
+            return {"op": "failed", "why": f"not ready after {START_SECONDS:.0f} s"}
 
     async def stop(self) -> None:
-        """End the child: ask, then kill by pid."""
+        """End the child, and a restart if there is one."""
+        if self._restarting:
+            self._restarting.cancel()
+            await asyncio.gather(self._restarting, return_exceptions=True)
+        await self._end_child()
+
+    async def _end_child(self) -> None:
+        """Ask by closing its connection, then kill by pid."""
         if self._writer:
             self._writer.close()
             with suppress(ConnectionError):
@@ -103,43 +127,50 @@ class EngineProcess:
             except TimeoutError:
                 self._child.kill()
                 await self._child.wait()
-        if self._pump:
-            self._pump.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._pump
-            self._pump = None
+        for task in (self._watch, self._pump):
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._watch = self._pump = None
 
     @property
     def alive(self) -> bool:
         """True while the child runs and its pump is attached."""
         return self._pump is not None and not self._pump.done()
 
-    async def stream(self, request: VerifyRequest) -> AsyncIterator[VerifyEvent]:
-        """Events of one request; a dead child is restarted first. Ends without `done` when cancelled."""
+    async def stream(self, request: VerifyRequest) -> AsyncGenerator[VerifyEvent, None]:
+        """Events of one request; a dead child is restarted first. Ends without `done` when cancelled.
+
+        Raises RequestRefused, or EngineError when the child dies. Closing it stops the request in the engine.
+        """
         await self._ensure_alive()
+        if not self._streams:
+            self._heard = time.monotonic()
         events: asyncio.Queue[VerifyEvent | PilotfishError | None] = asyncio.Queue()
         self._streams[request.request_id] = events
+        done = False
         try:
             self._send({"op": "submit", **asdict(request), "sampling": request.sampling.model_dump()})
-            done = False
             while not done:
                 event = await events.get()
                 if event is None:
                     return
-                if isinstance(event, PilotfishError):
+                if isinstance(event, VerifyEvent):
+                    done = event.done
+                    if event.error:
+                        raise RequestRefused(event.error)
+                    yield event
+                else:
                     raise event
-                if event.error:
-                    raise RequestRefused(event.error)
-                yield event
-                done = event.done
         finally:
             self._streams.pop(request.request_id, None)
+            if not done:
+                self._send({"op": "cancel", "id": request.request_id})
 
     async def cancel(self, request_id: str) -> None:
         """Stop a request; its stream ends without `done`."""
         if request_id in self._streams:
             self._streams[request_id].put_nowait(None)
-            self._send({"op": "cancel", "id": request_id})
 
     async def forget(self, session: str) -> None:
         """Drop what the engine keeps for a session."""
@@ -147,27 +178,48 @@ class EngineProcess:
             self._send({"op": "forget", "session": session})
 
     async def _ensure_alive(self) -> None:
+        """One restart for all who wait for it; it goes on when one of them gives up."""
         if self.alive:
             return
-        async with self._opening:
-            if not self.alive:
-                await self.stop()
-                self.restarts += 1
-                await self.start()
+        if self._restarting is None or self._restarting.done():
+            self._restarting = asyncio.create_task(self._restart())
+        await asyncio.shield(self._restarting)
+        if not self.alive:
+            raise EngineError("the engine died right after its restart: try again")
+
+    async def _restart(self) -> None:
+        await self._end_child()
+        self.restarts += 1
+        served = self.info.fingerprint
+        await self.start()
+        if self.info.fingerprint != served:
+            await self._end_child()
+            raise EngineError("the model changed under the worker: restart the worker")
 
     def _send(self, frame: dict[str, Any]) -> None:
         if self._writer and not self._writer.is_closing():
             self._writer.write(msgpack.packb(frame))
 
     async def _read(self, frames: AsyncIterator[dict[str, Any]]) -> None:
+        """The pump: frames to the streams that wait for them, until the child ends; then an error to each of them."""
         why = "the engine process died"
-        async for frame in frames:
-            if frame["op"] == "failed":
-                why = frame["why"]
-                break
-            self._dispatch(frame)
-        for events in self._streams.values():
-            events.put_nowait(EngineError(f"{why}: try again, it is being restarted"))
+        try:
+            async for frame in frames:
+                self._heard = time.monotonic()
+                if frame["op"] == "failed":
+                    why = frame["why"]
+                    break
+                self._dispatch(frame)
+        finally:
+            for events in self._streams.values():
+                events.put_nowait(EngineError(f"{why}: try again, it is being restarted"))
+
+    async def _kill_if_silent(self) -> None:
+        """A hung engine looks alive: only its silence tells. Its jobs get an error, the next one restarts it."""
+        while self._child and self._child.returncode is None:
+            await asyncio.sleep(min(1.0, self.spec.silence_seconds / 4))
+            if self._streams and time.monotonic() - self._heard > self.spec.silence_seconds:
+                self._child.kill()
 
     def _dispatch(self, frame: dict[str, Any]) -> None:
         if frame["op"] == "refused" and frame["id"] in self._streams:
@@ -188,7 +240,7 @@ async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]
 
 
 def _environment(spec: EngineSpec) -> dict[str, str]:
-    """Thread counts must be set before the child imports an OpenMP runtime; a busy wait would eat a neighbour's core."""
+    """Thread counts must be set before the child imports an OpenMP runtime; busy waits would eat a neighbour's core."""
     return {"OMP_NUM_THREADS": str(spec.threads), "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -201,7 +253,9 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
     if spec.engine == "fake":
         from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
 
-        return FakeVerifier(**limits), Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
+        vocabulary = Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
+        switches: dict[str, Any] = {**limits, **fake_switches(spec.model)}
+        return FakeVerifier(**switches), vocabulary
     limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
     if spec.engine == "llamacpp":
         from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
@@ -219,6 +273,17 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
     raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
 
 
+def fake_switches(text: str) -> dict[str, Any]:
+    """`FakeVerifier`'s arguments from "step_ms=20,flip_rate=0.01,flip_seed=3". Raises ModelError."""
+    kinds = {"step_ms": float, "flip_rate": float, "flip_seed": int}
+    try:
+        pairs = [part.split("=", 1) for part in text.split(",") if part not in ("", ".")]  # an empty path reads "."
+        return {name: kinds[name](value) for name, value in pairs}
+    except (KeyError, ValueError) as error:
+        fix = f"give {', '.join(kinds)} as name=number"
+        raise ModelError(f"the fake engine cannot read {text!r} ({error}): {fix}") from None
+
+
 class Child:
     """The engine's main loop: read frames, step while there is work, write events."""
 
@@ -226,18 +291,26 @@ class Child:
         self.connection = connection
         self.unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28)
         self.engine: Verifier | None = None
+        self.said = 0.0
 
     def run(self) -> None:
         """Serve until the parent closes its end. An engine that raises is reported and ends the process."""
-        while self._read(wait=not (self.engine and self.engine.busy)):
-            if self.engine and self.engine.busy:
-                try:
-                    events = self.engine.step()
-                except Exception as error:
-                    self._write({"op": "failed", "why": f"{type(error).__name__}: {error}"[:400]})
-                    raise
-                if events:
-                    self._write({"op": "events", "events": [_flat(event) for event in events]})
+        try:
+            while self._read(wait=not (self.engine and self.engine.busy)):
+                if self.engine and self.engine.busy:
+                    self._step(self.engine)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the parent is gone
+        except Exception as error:
+            self._write({"op": "failed", "why": f"{type(error).__name__}: {error}"[:400]})
+            raise
+
+    def _step(self, engine: Verifier) -> None:
+        events = engine.step()
+        if events:
+            self._write({"op": "events", "events": [_flat(event) for event in events]})
+        elif time.monotonic() - self.said > BUSY_SECONDS:
+            self._write({"op": "busy"})
 
     def _read(self, *, wait: bool) -> bool:
         """Handle what has arrived, blocking if there is nothing else to do. False at the end of the stream."""
@@ -291,6 +364,7 @@ class Child:
             self._write({"op": "refused", "id": request.request_id, "why": str(error)})
 
     def _write(self, frame: dict[str, Any]) -> None:
+        self.said = time.monotonic()
         self.connection.sendall(msgpack.packb(frame))
 
 
@@ -303,11 +377,10 @@ def _flat(event: VerifyEvent) -> list[Any]:
 
 def main() -> None:
     """Entry point of the child; what libraries print on stdout goes to stderr."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for signum in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group or service; the parent drains first
+        signal.signal(signum, signal.SIG_IGN)
     os.dup2(2, 1)
-    with socket.socket(fileno=int(sys.argv[1])) as connection, suppress(BrokenPipeError, ConnectionResetError):
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
         Child(connection).run()
 
 

@@ -7,19 +7,23 @@ rejected; losing it costs a `need_prefix`. Knows messages and engines; the broke
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
-from pilotfish.protocol.errors import EngineError, RequestRefused
+from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
 from pilotfish.protocol.history import History
 from pilotfish.protocol.messages import Message, Refusal, RefusalCode, Verdict, VerifyJob
 
 COALESCE_SECONDS = 0.025
 MAX_SESSIONS = 4096
+CANCELLED = "the session was cancelled"
+SUPERSEDED = "a job of a later epoch has come"
 AHEAD_MS = 2_000  # how far ahead of Redis' clock an entry id may lie before it is called invented
 
 Answer = Callable[[Message, bool], Awaitable[None]]  # (message, last)
@@ -30,8 +34,8 @@ class Engine(Protocol):
 
     info: EngineInfo
 
-    def stream(self, request: VerifyRequest) -> AsyncIterator[VerifyEvent]:
-        """Events of one request, in order; raises EngineError or RequestRefused."""
+    def stream(self, request: VerifyRequest) -> AsyncGenerator[VerifyEvent, None]:
+        """Events of one request, in order; raises EngineError or RequestRefused. Closing it stops the request."""
         ...
 
     async def cancel(self, request_id: str) -> None:
@@ -47,10 +51,12 @@ class Engine(Protocol):
 class Known:
     """What this worker remembers of one session."""
 
-    ids: list[int] = field(default_factory=list)
+    ids: array[int] = field(default_factory=lambda: array("I"))
     rejected_epoch: int = -1
+    newest_epoch: int = 0  # of the jobs that came; the edge drops every verdict of an older one
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # jobs of a session run in the order they came
     running: str = ""  # request id inside the engine
+    cancels: int = 0  # so far; a job that was waiting for its turn when one came does not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class Ticket:
     request_id: str
 
 
-class Refused(Exception):  # noqa: N818  it is an answer, not a fault of ours
+class Refused(Exception):
     """Carries the code and sentence of the refusal to send."""
 
     def __init__(self, code: RefusalCode, sentence: str = "") -> None:
@@ -84,20 +90,24 @@ class Verification:
         try:
             self._check(ticket)
             known = self._session(ticket)
+            cancels = known.cancels
             async with known.turn:
+                if known.cancels > cancels:
+                    raise Refused("cancelled", CANCELLED)
                 await self._in_turn(ticket, known, answer)
         except Refused as refused:
             await answer(self._refusal(ticket.job, refused.code, str(refused)), True)
         except RequestRefused as error:
             await answer(self._refusal(ticket.job, "bad_request", str(error)), True)
-        except EngineError as error:
+        except (EngineError, ModelError) as error:  # the latter from a restart that found the model gone
             await answer(self._refusal(ticket.job, "engine_failed", str(error)), True)
 
     async def cancel(self, tenant: str, agent: str, session: str, *, close: bool) -> None:
-        """Stop what runs for a session; with `close`, forget it too."""
+        """Stop what runs or waits for a session; with `close`, forget it too."""
         known = self.known.get((tenant, agent, session))
         if known is None:
             return
+        known.cancels += 1
         if known.running:
             await self.engine.cancel(known.running)
         if close:
@@ -109,7 +119,7 @@ class Verification:
     def _check(self, ticket: Ticket) -> None:
         """Limits that need nothing but the job and the engine's description."""
         job, info = ticket.job, self.engine.info
-        if not -AHEAD_MS <= ticket.age_ms:
+        if ticket.age_ms < -AHEAD_MS:
             raise Refused("bad_request", "the entry's id lies ahead of Redis' clock: let Redis choose ids (XADD *)")
         if ticket.age_ms > job.deadline_ms:
             raise Refused("expired", f"the job is {ticket.age_ms} ms old, its deadline was {job.deadline_ms} ms")
@@ -125,6 +135,7 @@ class Verification:
     def _session(self, ticket: Ticket) -> Known:
         key = (ticket.tenant, ticket.job.agent, ticket.job.session)
         known = self.known.setdefault(key, Known())
+        known.newest_epoch = max(known.newest_epoch, ticket.job.epoch)
         self.known.move_to_end(key)
         while len(self.known) > MAX_SESSIONS:
             self.known.popitem(last=False)
@@ -134,41 +145,39 @@ class Verification:
         job = ticket.job
         if job.epoch <= known.rejected_epoch:
             raise Refused("stale", "a draft of this epoch was already rejected")
+        if job.epoch < known.newest_epoch:
+            raise Refused("stale", SUPERSEDED)
         if job.offset > len(known.ids):
             raise Refused("need_prefix", "this worker does not know the session")
-        prefix = known.ids[: job.offset] + list(job.ids)
+        prefix = known.ids[: job.offset] + array("I", job.ids)
         history = History(target_id(self.engine.info.fingerprint), job.sampling, prefix)
         if history.digest(job.base) != job.digest:
-            raise Refused(*(("need_prefix", "other history") if job.offset else ("bad_request", "digest and ids differ")))
+            raise Refused(
+                *(("need_prefix", "other history") if job.offset else ("bad_request", "digest and ids differ"))
+            )
         known.ids = prefix
         await self._run(ticket, known, history, answer)
 
     # --- the engine ------------------------------------------------------------------------------------------
 
     async def _run(self, ticket: Ticket, known: Known, history: History, answer: Answer) -> None:
-        job = ticket.job
-        known.running = ticket.request_id
-        request = VerifyRequest(
-            request_id=ticket.request_id,
-            session=_engine_session(ticket.tenant, job.agent, job.session),
-            prefix=list(known.ids),
-            draft=list(job.draft),
-            sampling=job.sampling,
-            continue_tokens=job.continue_tokens,
-            stop_ids=job.stop_ids,
-        )
-        seq, done, started = 0, False, asyncio.get_running_loop().time()
+        """Ask the engine. What this worker knows of the session changes only with verdicts that have left."""
+        request, seq, done = _request(ticket, known), 0, False
+        known.running, started = request.request_id, asyncio.get_running_loop().time()
         try:
-            async for event in coalesced(self.engine.stream(request), COALESCE_SECONDS):
-                verdict = self._verdict(ticket, history, event, seq, started)
-                if seq == 0 and event.accepted < len(job.draft):
-                    known.rejected_epoch = job.epoch
-                history.extend(event.draws)
-                known.ids = history.ids.tolist()
-                seq, done = seq + 1, event.done
-                await answer(verdict, done)
+            async with aclosing(coalesced(self.engine.stream(request), COALESCE_SECONDS)) as events:
+                async for event in events:
+                    verdict = self._verdict(ticket, history, event, seq, started)
+                    await answer(verdict, event.done)
+                    history.extend(event.draws)
+                    known.ids = history.ids[:]
+                    if seq == 0 and event.accepted < len(request.draft):
+                        known.rejected_epoch = ticket.job.epoch
+                    seq, done = seq + 1, event.done
+                    if not done and ticket.job.epoch < known.newest_epoch:
+                        raise Refused("stale", SUPERSEDED)  # or the edge's next try would queue behind this one
             if not done:
-                raise Refused("cancelled", "the session was cancelled")
+                raise Refused("cancelled", CANCELLED)
         finally:
             known.running = ""
 
@@ -212,20 +221,34 @@ class Verification:
         )
 
 
+def _request(ticket: Ticket, known: Known) -> VerifyRequest:
+    job = ticket.job
+    return VerifyRequest(
+        request_id=ticket.request_id,
+        session=_engine_session(ticket.tenant, job.agent, job.session),
+        prefix=known.ids.tolist(),
+        draft=list(job.draft),
+        sampling=job.sampling,
+        continue_tokens=job.continue_tokens,
+        stop_ids=job.stop_ids,
+    )
+
+
 def _engine_session(tenant: str, agent: str, session: str) -> str:
     return f"{tenant}/{agent}/{session}"
 
 
-async def coalesced(events: AsyncIterator[VerifyEvent], seconds: float) -> AsyncIterator[VerifyEvent]:
-    """Merge a continuation's events so that one message leaves at most every `seconds`; the first one leaves at once."""
+async def coalesced(events: AsyncGenerator[VerifyEvent, None], seconds: float) -> AsyncGenerator[VerifyEvent, None]:
+    """Merge a continuation's events so that one message leaves at most every `seconds`; the first leaves at once."""
     merged: VerifyEvent | None = None
     loop = asyncio.get_running_loop()
-    sent = -1.0
-    async for event in events:
-        merged = _merge(merged, event) if merged else event
-        if merged.done or sent < 0 or loop.time() - sent >= seconds:
-            yield merged
-            merged, sent = None, loop.time()
+    sent = float("-inf")
+    async with aclosing(events):
+        async for event in events:
+            merged = _merge(merged, event) if merged else event
+            if merged.done or loop.time() - sent >= seconds:
+                yield merged
+                merged, sent = None, loop.time()
     if merged:
         yield merged
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,13 +22,21 @@ from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
 
 from pilotfish.cloud_worker.engine_process import EngineProcess, EngineSpec
-from pilotfish.cloud_worker.verify import Ticket, Verification
+from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
 from pilotfish.protocol import fleet, keys
-from pilotfish.protocol.broker import CONNECT_SECONDS, SOCKET_SECONDS, ping
+from pilotfish.protocol.broker import (
+    CONNECT_SECONDS,
+    PAUSE_MAX_SECONDS,
+    PAUSE_SECONDS,
+    SOCKET_SECONDS,
+    end_tasks,
+    ping,
+    readable,
+)
 from pilotfish.protocol.codec import decode
-from pilotfish.protocol.errors import InvalidMessage, SettingsError
+from pilotfish.protocol.errors import BrokerError, InvalidMessage, SettingsError
 from pilotfish.protocol.ingress import Delivery, Ingress
-from pilotfish.protocol.messages import Message, Refusal, ToWorker, VerifyJob
+from pilotfish.protocol.messages import Cancel, Close, Message, Refusal, RefusalCode, ToWorker, VerifyJob
 
 log = logging.getLogger("pilotfish.worker")
 
@@ -48,7 +57,7 @@ class WorkerSpec:
 
 
 class StreamWorker(Worker):
-    """An arq Worker whose jobs come from `Ingress`. `functions` are named after message types ("verify", "cancel", ...)."""
+    """An arq Worker whose jobs come from `Ingress`; `functions` are named after message types ("verify", "cancel")."""
 
     def __init__(
         self, functions: Any, *, ingress: Ingress, describe: Callable[[], dict[str, str]],
@@ -61,7 +70,7 @@ class StreamWorker(Worker):
         )  # fmt: skip
         self.ingress, self.describe, self.announce = ingress, describe, announce
         self._sweeper: asyncio.Task[None] | None = None
-        self._room = asyncio.Event()
+        self._picking: asyncio.Task[None] | None = None
 
     @property
     def credit(self) -> int:
@@ -73,13 +82,33 @@ class StreamWorker(Worker):
     async def _poll_iteration(self) -> None:
         """Pick up what is there, or wait for it. A lost Redis is waited out, not died of."""
         if self._sweeper is None:
-            await self._through(self.ingress.open)
             self._sweeper = asyncio.create_task(self._sweep_for_ever())
-        if not self.credit:
-            self._room.clear()
-            await _first(self._room.wait(), keys.SWEEP_MS / 1000)
-            return
-        await self._through(self._pick_up)
+        if self._sweeper.done():
+            self._sweeper.result()  # without a sweep every lease would run out in silence
+        if self.credit:
+            await self._wait_for_jobs()
+        else:
+            await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        """Until a job ends. A worker that drains ends with its last one."""
+        running = [task for task in self.tasks.values() if not task.done()]
+        if running:
+            await asyncio.wait(running, timeout=keys.SWEEP_MS / 1000, return_when=asyncio.FIRST_COMPLETED)
+        elif self.allow_pick_jobs:
+            await asyncio.sleep(PAUSE_SECONDS)  # arq counts a job of its own queue before it has a task
+        else:
+            raise asyncio.CancelledError("drained")
+
+    async def _wait_for_jobs(self) -> None:
+        """One pick-up, in a task of its own, so that a drain can call it off."""
+        self._picking = asyncio.create_task(self._through(self._pick_up))
+        try:
+            await asyncio.wait({self._picking})
+        finally:
+            self._picking.cancel()
+        if not self._picking.cancelled():
+            self._picking.result()
 
     async def _pick_up(self) -> None:
         for delivery in await self.ingress.pick_up(self.credit, keys.BLOCK_MS):
@@ -100,33 +129,32 @@ class StreamWorker(Worker):
             await asyncio.sleep(keys.SWEEP_MS / 1000)
 
     async def _sweep(self) -> None:
-        for delivery in await self.ingress.sweep():
+        for delivery in await self.ingress.sweep(self.credit):
             self.begin(delivery)
 
     async def _beat(self) -> None:
-        state = "serving" if self.allow_pick_jobs else "draining"
-        if not await self.ingress.beat({**self.describe(), "state": state, "credit": str(self.credit)}):
+        serving = self.allow_pick_jobs
+        state = {"state": "serving" if serving else "draining", "credit": str(self.credit)}
+        if not await self.ingress.beat({**self.describe(), **state}, serving=serving):
             await self.announce()
 
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
         try:
-            await step()
-            return
-        except (rx.ConnectionError, rx.TimeoutError, OSError) as error:
-            log.warning("Redis is away (%s): waiting for it", error)
-        pause = 0.05
+            return await step()
+        except (rx.RedisError, BrokerError) as error:
+            log.warning("Redis is away or unwell (%s): waiting for it", error)
+        pause = PAUSE_SECONDS
         while True:
             await asyncio.sleep(pause)
-            pause = min(1.0, pause * 2)
+            pause = min(PAUSE_MAX_SECONDS, pause * 2)
             try:
                 await self.ingress.open()
+            except (rx.RedisError, BrokerError) as error:
+                log.info("still waiting: %s", error)
+            else:
                 log.warning("Redis is back")
-                return
-            except (rx.RedisError, OSError):
-                continue
-            except Exception as error:
-                log.warning("Redis answers, but: %s", error)
+                return None
 
     # --- one job ---------------------------------------------------------------------------------------------
 
@@ -141,97 +169,94 @@ class StreamWorker(Worker):
     def _ended(self, name: str) -> None:
         self.job_counter -= 1
         self.tasks.pop(name, None)
-        self._room.set()
 
     async def _run(self, delivery: Delivery) -> None:
         """Every job gets a reply; one whose reply cannot be sent keeps its lease until it runs out."""
         try:
-            if delivery.deliveries > keys.DELIVERIES_MAX:
-                await self._refuse(delivery, "dead_letter", f"given up after {keys.DELIVERIES_MAX} deliveries", dead=True)
-                return
-            try:
-                message: Message = decode(delivery.payload, ToWorker)
-            except InvalidMessage as error:
-                await self._refuse(delivery, "invalid_message", str(error), dead=True)
-                return
-            await self._call(delivery, message)
-            self.jobs_complete += 1
+            await self._answer(delivery)
         except asyncio.CancelledError:
             self.ingress.release(delivery)
             raise
-        except (rx.RedisError, OSError) as error:
+        except (rx.RedisError, BrokerError) as error:
             self.jobs_retried += 1
             self.ingress.release(delivery)
             log.warning("a reply could not be sent (%s): the job will be delivered again", error)
 
-    async def _call(self, delivery: Delivery, message: Message) -> None:
-        function = self.functions[getattr(message, "type")]  # noqa: B009  every ToWorker has one
+    async def _answer(self, delivery: Delivery) -> None:
         try:
-            await asyncio.wait_for(
-                function.coroutine({**self.ctx, "worker": self, "delivery": delivery}, message),
-                function.timeout_s or self.job_timeout_s,
-            )
-        except (rx.RedisError, OSError, asyncio.CancelledError):
+            message: VerifyJob | Cancel | Close = decode(delivery.payload, ToWorker)
+        except InvalidMessage as error:
+            await self._refuse(delivery, None, "invalid_message", str(error), dead=True)
+            return
+        delivery = replace(delivery, agent=delivery.agent or message.agent)
+        if delivery.deliveries > keys.DELIVERIES_MAX:
+            sentence = f"given up after {keys.DELIVERIES_MAX} deliveries"
+            await self._refuse(delivery, message, "dead_letter", sentence, dead=True)
+            return
+        await self._call(delivery, message)
+
+    async def _call(self, delivery: Delivery, message: VerifyJob | Cancel | Close) -> None:
+        function = self.functions[message.type]
+        seconds = function.timeout_s or self.job_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                await function.coroutine({**self.ctx, "worker": self, "delivery": delivery}, message)
+            self.jobs_complete += 1
+        except (rx.RedisError, BrokerError):
             raise
         except TimeoutError:
-            await self._refuse(delivery, "engine_failed", f"no answer within {self.job_timeout_s} s", message=message)
+            await self._refuse(delivery, message, "engine_failed", f"no answer within {seconds:g} s")
         except Exception as error:
-            self.jobs_failed += 1
-            log.exception("a %s job raised", type(message).__name__)
-            await self._refuse(delivery, "engine_failed", f"{type(error).__name__}: {error}", message=message)
+            log.exception("a %s job raised", message.type)
+            await self._refuse(delivery, message, "engine_failed", f"{type(error).__name__}: {error}")
 
     async def _refuse(
-        self, delivery: Delivery, code: Any, sentence: str, *, dead: bool = False, message: Message | None = None
+        self,
+        delivery: Delivery,
+        message: VerifyJob | Cancel | Close | None,
+        code: RefusalCode,
+        sentence: str,
+        *,
+        dead: bool = False,
     ) -> None:
-        about = _about(delivery, message)
-        refusal = Refusal(code=code, sentence=sentence[:500], worker=self.ingress.worker, credit=self.credit, **about)
         self.jobs_failed += 1
-        await self.ingress.reply(delivery, refusal, dead=dead)
+        about: dict[str, Any] = {}
+        if isinstance(message, VerifyJob):
+            about = {name: getattr(message, name) for name in ("boot", "session", "epoch", "round")}
+        refusal = Refusal(code=code, sentence=sentence[:500], worker=self.ingress.worker, credit=self.credit, **about)
+        await self.ingress.reply(delivery, refusal, dead=code if dead else "")
 
     # --- the end ---------------------------------------------------------------------------------------------
 
+    def handle_sig_wait_for_completion(self, signum: signal.Signals) -> None:
+        """Drain: what runs is answered, nothing more is taken, and with the next beat peers read our own streams."""
+        super().handle_sig_wait_for_completion(signum)
+        if self._picking:
+            self._picking.cancel()
+
     async def close(self) -> None:
-        """Stop sweeping, hand our own streams to the peers, free the connections. Replaces arq's, which would not survive
-        a Redis that is away."""
-        sweeping = [self._sweeper] if self._sweeper else []
-        for task in sweeping:
-            task.cancel()
-        await asyncio.gather(*sweeping, *self.tasks.values(), return_exceptions=True)
+        """End what still runs (leases bring it to a peer), hand over our own streams, free the connections.
+
+        Replaces arq's, which would not survive a Redis that is away.
+        """
+        self.allow_pick_jobs = False
+        await end_tasks(task for task in (self._sweeper, self._picking, *self.tasks.values()) if task)
         try:
             await self.ingress.leave()
             await self.pool.delete(self.health_check_key)
-        except (rx.RedisError, OSError) as error:
+        except rx.RedisError as error:
             log.warning("left without saying so, Redis is away: %s", error)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
 
 
-def _about(delivery: Delivery, message: Message | None) -> dict[str, Any]:
-    """Which round a refusal is about, as far as the payload can be read."""
-    if message is None:
-        try:
-            message = decode(delivery.payload, ToWorker)
-        except InvalidMessage:
-            return {}
-    if isinstance(message, VerifyJob):
-        return {"boot": message.boot, "session": message.session, "epoch": message.epoch, "round": message.round}
-    return {}
-
-
 def _refuse_pickle(kwargs: dict[str, Any]) -> None:
     """arq's default serializer is pickle: whoever can write to Redis could run code here."""
     pool = kwargs.get("redis_pool")
-    for owner in (kwargs, vars(pool) if pool is not None else {"job_serializer": 1, "job_deserializer": 1}):
+    for owner in (kwargs, vars(pool)) if pool is not None else (kwargs,):
         if not (owner.get("job_serializer") and owner.get("job_deserializer")):
-            raise SettingsError("a worker without job_serializer and job_deserializer would unpickle jobs: pass msgpack's")
-
-
-async def _first(wait: Awaitable[Any], seconds: float) -> None:
-    try:
-        await asyncio.wait_for(wait, seconds)
-    except TimeoutError:
-        return
+            raise SettingsError("without job_serializer and job_deserializer a worker unpickles jobs: pass msgpack's")
 
 
 # --- functions arq knows by name ---------------------------------------------------------------------------------
@@ -241,28 +266,30 @@ async def verify(ctx: dict[str, Any], job: VerifyJob) -> None:
     """One verify job: verdicts or a refusal, the last one in the transaction that acknowledges it."""
     delivery: Delivery = ctx["delivery"]
     ingress: Ingress = ctx["worker"].ingress
-    ticket = Ticket(delivery.tenant, job, ingress.age_ms(delivery), f"{delivery.entry_id}/{delivery.deliveries}")
-    if job.agent != delivery.agent:
-        delivery = replace(delivery, agent=job.agent) if not delivery.agent else delivery
+    # an entry's id is unique within its stream only, and the engine knows requests of every stream
+    request_id = f"{delivery.stream} {delivery.entry_id}/{delivery.deliveries}"
+    ticket = Ticket(delivery.tenant, job, ingress.age_ms(delivery), request_id)
 
     async def answer(message: Message, last: bool) -> None:
         await ingress.reply(delivery, message, last=last)
 
     await ctx["verification"].handle(ticket, answer)
+    if ticket.age_ms < -AHEAD_MS:
+        await ingress.start_over(delivery.stream)
 
 
-async def cancel(ctx: dict[str, Any], message: Any) -> None:
+async def cancel(ctx: dict[str, Any], message: Cancel | Close) -> None:
     """Stop what runs for a session (cancel), and forget it (close); acknowledged without a reply."""
     delivery: Delivery = ctx["delivery"]
-    closing = message.type == "close"
+    closing = isinstance(message, Close)
     await ctx["verification"].cancel(delivery.tenant, message.agent, message.session, close=closing)
     await ctx["worker"].ingress.reply(delivery, None)
 
 
 FUNCTIONS = (
-    func(verify, name="verify", max_tries=1),  # type: ignore[arg-type]  arq types ctx only
-    func(cancel, name="cancel", max_tries=1),  # type: ignore[arg-type]
-    func(cancel, name="close", max_tries=1),  # type: ignore[arg-type]
+    func(verify, name="verify", max_tries=1),
+    func(cancel, name="cancel", max_tries=1),
+    func(cancel, name="close", max_tries=1),
 )
 
 
@@ -270,12 +297,17 @@ FUNCTIONS = (
 
 
 def arq_pool(url: str, queue_name: str) -> ArqRedis:
-    """arq's client with msgpack on both sides and explicit time-outs."""
-    pool = ConnectionPool.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS)
+    """arq's client: msgpack on both sides, explicit time-outs. Raises BrokerUnreachable for a URL that is none."""
+    with readable(url):
+        pool = ConnectionPool.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS)
     return ArqRedis(
-        connection_pool=pool, default_queue_name=queue_name, job_serializer=msgpack.packb,
-        job_deserializer=lambda data: msgpack.unpackb(data, raw=False, strict_map_key=False),
-    )  # fmt: skip
+        connection_pool=pool, default_queue_name=queue_name, job_serializer=msgpack.packb, job_deserializer=unpack_job
+    )
+
+
+def unpack_job(data: bytes) -> Any:
+    """arq's own jobs and results: maps with keys of any kind."""
+    return msgpack.unpackb(data, raw=False, strict_map_key=False)
 
 
 async def run(spec: WorkerSpec, ready: Callable[[fleet.Target, EngineProcess], None] | None = None) -> None:
@@ -295,19 +327,18 @@ async def _serve(
     spec: WorkerSpec, pool: ArqRedis, engine: EngineProcess, ready: Callable[[fleet.Target, EngineProcess], None] | None
 ) -> None:
     info = engine.info
-    target = fleet.Target(
-        fleet.target_id(info.fingerprint), spec.model_name or info.model, info.context, info.draft_max, engine.vocabulary
-    )
+    shown = spec.model_name or info.model
+    target = fleet.Target(fleet.target_id(info.fingerprint), shown, info.context, info.draft_max, engine.vocabulary)
     name = spec.name or f"{info.engine}-{secrets.token_hex(3)}"
     ingress = Ingress(pool, target.id, name)
     worker = StreamWorker(
         FUNCTIONS, ingress=ingress, describe=lambda: _describe(worker, engine), redis_pool=pool, max_jobs=spec.max_jobs,
         announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
-        job_serializer=msgpack.packb, job_deserializer=msgpack.unpackb,
+        job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
     worker.ctx["verification"] = Verification(engine, name, lambda: worker.credit)
 
-    async def open_and_beat(_: Any) -> None:
+    async def open_and_beat(ctx: dict[Any, Any]) -> None:
         await worker.announce()
         await ingress.open()
         await ingress.beat({"state": "serving"})
@@ -315,10 +346,14 @@ async def _serve(
             ready(target, engine)
 
     worker.on_startup = open_and_beat
+    logging.getLogger("arq.worker").setLevel(logging.WARNING)  # its INFO holds the arguments of every job
     try:
         await worker.async_run()
     except asyncio.CancelledError:
-        log.info("stopped")
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise  # not a signal: whoever called us wants out
+        log.info("drained")
     finally:
         await worker.close()
 

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from pilotfish.edge_agent.drafters.base import Draft, Drafter
 from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.edge_agent.text import Decoder
-from pilotfish.edge_agent.tokenizer import Tokenizer
+from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
 from pilotfish.protocol import keys
-from pilotfish.protocol.broker import EdgeBroker
+from pilotfish.protocol.broker import EdgeBroker, Taken, end_tasks
 from pilotfish.protocol.errors import BrokerError, EmptyPrompt, InvalidMessage, PilotfishError, PromptTooLong
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
@@ -67,6 +67,7 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._requests: dict[str, Generation] = {}
         self._taken: dict[bytes, asyncio.Task[None]] = {}
+        self._taking: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -74,18 +75,16 @@ class Agent:
         """Begin to read replies, and with `take_prompts` to serve what shells submit."""
         if self.broker is None:
             return
-        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._read_replies]
+        self._tasks.append(asyncio.create_task(_for_ever(self._read_replies)))
         if take_prompts:
             await self.broker.open_prompts()
-            await self._beat_once()
-            loops += [self._take_prompts, self._beat]
-        self._tasks = [asyncio.create_task(loop()) for loop in loops]
+            self._taking = asyncio.create_task(_for_ever(self._take_prompts))
+            await self._beat()
+            self._tasks += [self._taking, asyncio.create_task(_for_ever(self._beat_often))]
 
     async def stop(self) -> None:
         """End every task and generation, leave the fleet, free the drafter."""
-        for task in [*self._tasks, *self._taken.values()]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._taken.values(), return_exceptions=True)
+        await end_tasks([*self._tasks, *self._taken.values()])
         if self.broker is not None:
             with suppress(BrokerError):
                 await self.broker.leave()
@@ -94,17 +93,17 @@ class Agent:
         self._thread.shutdown()
 
     async def drain(self, seconds: float) -> None:
-        """Take no more prompts; give those running some time."""
-        for task in self._tasks[1:]:
-            task.cancel()
+        """Take no more prompts; give those running some time. Their leases are renewed all the while."""
+        if self._taking:
+            await end_tasks([self._taking])
         if self._taken:
             await asyncio.wait(self._taken.values(), timeout=seconds)
 
     # --- generations -----------------------------------------------------------------------------------------
 
-    async def encode(self, text: str, *, chat: bool, max_tokens: int) -> tuple[int, ...]:
-        """Token ids of a prompt. Raises EmptyPrompt or PromptTooLong."""
-        if not text.strip():
+    async def encode(self, text: str | Turns, *, chat: bool, max_tokens: int) -> tuple[int, ...]:
+        """Token ids of a prompt, or of a conversation's turns. Raises EmptyPrompt or PromptTooLong."""
+        if not (text if isinstance(text, str) else text[-1]["content"]).strip():
             raise EmptyPrompt("the prompt is empty: give some text, a file, or - for standard input")
         ids = await self._on_thread(lambda: self.tokenizer.encode(text, chat=chat))
         if not ids:
@@ -154,49 +153,62 @@ class Agent:
             elif message.boot == self.broker.boot and (found := self.generations.get(message.session)):
                 found.inbox.put_nowait(message)
 
-    async def _beat(self) -> None:
+    async def _beat_often(self) -> None:
         while True:
             await asyncio.sleep(keys.BEAT_EVERY_MS / 1000)
             with suppress(BrokerError):
-                await self._beat_once()
+                await self._beat()
 
-    async def _beat_once(self) -> None:
+    async def _beat(self) -> None:
         assert self.broker is not None
-        await self.broker.beat({"running": str(len(self._taken)), "target": self.target.id if self.target else ""})
-        await self.broker.keep_prompts(list(self._taken))
+        fields = {"running": str(len(self._taken)), "target": self.target.id if self.target else ""}
+        await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
+        for entry_id in await self.broker.keep_prompts(list(self._taken)):
+            if task := self._taken.get(entry_id):
+                task.cancel()  # we slept, and another agent answers it now
 
     async def _take_prompts(self) -> None:
         assert self.broker is not None
         while True:
             try:
                 room = self.defaults.max_requests - len(self._taken)
-                for entry_id, prompt in await self.broker.take_prompts(room) if room > 0 else ():
-                    self._begin(entry_id, prompt)
-                if room <= 0:
+                if room > 0:
+                    for taken in await self.broker.take_prompts(room):
+                        self._begin(taken)
+                else:
                     await asyncio.wait(self._taken.values(), return_when=asyncio.FIRST_COMPLETED)
             except BrokerError as error:
                 log.warning("%s", error)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(keys.BEAT_EVERY_MS / 1000)
                 with suppress(BrokerError):
                     await self.broker.open_prompts()
 
-    def _begin(self, entry_id: bytes, prompt: Prompt | InvalidMessage) -> None:
+    def _begin(self, taken: Taken) -> None:
+        entry_id = taken.entry_id
         if entry_id not in self._taken:
-            task = asyncio.create_task(self._serve(entry_id, prompt))
+            task = asyncio.create_task(self._serve(taken))
             self._taken[entry_id] = task
             task.add_done_callback(lambda _: self._taken.pop(entry_id, None))
 
     # --- one submitted prompt --------------------------------------------------------------------------------
 
-    async def _serve(self, entry_id: bytes, prompt: Prompt | InvalidMessage) -> None:
-        """Answer a prompt and take it off the stream. If Redis is away at the end, its lease brings it back to someone."""
+    async def _serve(self, taken: Taken) -> None:
+        """Answer a prompt and take it off the stream. If Redis is away at the end, the lease brings it back to us."""
         assert self.broker is not None
+        prompt = taken.prompt
         try:
             if isinstance(prompt, InvalidMessage):
                 log.warning("a submitted prompt could not be read: %s", prompt)
-            elif not await self.broker.withdrawn(prompt.request):
+            elif await self.broker.withdrawn(prompt.request):
+                log.info("request %s was withdrawn", prompt.request)
+            elif taken.deliveries > keys.DELIVERIES_MAX:
+                sentence = f"given up: {keys.DELIVERIES_MAX} agents took the prompt and none finished it"
+                await self.broker.say(
+                    prompt.request, Failed(request=prompt.request, code="internal", sentence=sentence)
+                )
+            else:
                 await self._answer(prompt)
-            await self.broker.drop_prompt(entry_id)
+            await self.broker.drop_prompt(taken.entry_id)
         except BrokerError as error:
             log.warning("a prompt stays queued: %s", error)
 
@@ -255,6 +267,16 @@ class Agent:
             round_timeout_ms=self.defaults.round_timeout_ms,
             deadline_ms=prompt.deadline_ms,
         )
+
+
+async def _for_ever(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run one of the agent's loops; a fault of ours in it is logged, and does not leave the agent deaf."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("%s failed: it starts again", loop.__name__)
+            await asyncio.sleep(keys.BEAT_EVERY_MS / 1000)
 
 
 def new_boot() -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.session import Committed, Limits, Round, Session
 from pilotfish.protocol.broker import EdgeBroker
-from pilotfish.protocol.errors import BrokerError, CloudError, DeadlineExceeded, JobRefused, NoWorker
+from pilotfish.protocol.errors import BrokerError, CloudError, DeadlineExceeded, JobRefused, NoWorker, PromptTooLong
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
-    Cancel,
     Close,
     FinishReason,
     Mode,
@@ -28,9 +30,10 @@ from pilotfish.protocol.messages import (
     Verdict,
 )
 
-RETRY_SECONDS = 0.1
-RECOVER_SECONDS = 1.0
-#: refusals that another try may cure; every other code ends the generation (or degrades it)
+RETRY_SECONDS = 0.1  # the first pause after a try that came to nothing; each next one is twice as long
+RETRY_MAX_SECONDS = 1.0
+RECOVER_SECONDS = 1.0  # between two looks whether the cloud is back
+#: refusals that another try may cure; every other code but need_prefix ends the generation (or degrades it)
 PASSING = frozenset({"stale", "expired", "overloaded", "engine_failed", "dead_letter", "cancelled"})
 
 DraftFn = Callable[[str, Sequence[int], int, Sampling, frozenset[int]], Awaitable[Draft]]
@@ -63,19 +66,25 @@ class Generation:
             secrets.token_hex(16), target.id if target else "", task.sampling, task.prompt, limits, vocab_size
         )
         self.inbox: asyncio.Queue[Verdict | Refusal] = asyncio.Queue()
-        self.worker = ""
+        self.worker = ""  # who is asked next: the one that answered last
         self.degraded = self.was_degraded = False
         self._totals = {"cloud_rows": 0, "cloud_steps": 0, "cloud_ms": 0.0, "draft_ms": 0.0}
         self._origins = {"local": 0, "accepted": 0, "corrected": 0, "continued": 0}
+        self._rejoin: deque[Round] = deque()  # rounds a worker wants once more, with every id
+        self._pausing = False  # the last try came to nothing: send nothing new until `_retry_at`
+        self._pause = RETRY_SECONDS
+        self._why = ""  # what went wrong last, for the sentence of a deadline
         self._fatal: CloudError | None = None
+        self._clock = time.monotonic
+        self._started = self._retry_at = self._recover_at = self._clock()
+        self._deadline = self._started + task.deadline_ms / 1000
         self._first_token: float | None = None
 
     # --- outside view ----------------------------------------------------------------------------------------
 
-    async def run(self) -> AsyncIterator[list[Committed]]:
-        """Yield tokens as they become final. Raises DeadlineExceeded, JobRefused or BrokerError when it cannot go on."""
-        self._clock = asyncio.get_running_loop().time
-        self._started = self._progress = self._recover_at = self._clock()
+    async def run(self) -> AsyncGenerator[list[Committed], None]:
+        """Yield tokens as they become final. Raises DeadlineExceeded or JobRefused when it cannot go on."""
+        self._started = self._clock()
         self._deadline = self._started + self.task.deadline_ms / 1000
         try:
             while not self.session.finish:
@@ -110,7 +119,7 @@ class Generation:
             first_token_ms=round(((self._first_token or now) - self._started) * 1000, 3),
             total_ms=round((now - self._started) * 1000, 3),
             **self._origins,
-            **self._totals,  # type: ignore[arg-type]
+            **self._totals,
         )
 
     def _note(self, tokens: list[Committed]) -> None:
@@ -126,60 +135,82 @@ class Generation:
         if tokens or self.session.finish:
             return tokens
         if self._fatal:
-            return await self._lost(self._fatal)
+            return self._lost(self._fatal)
         if self._clock() >= self._deadline:
             raise DeadlineExceeded(self._too_late())
         if self._alone:
             return await self._go_on_alone()
-        if self.session.room():
-            await self._send_more()
-            return []
+        if self._rejoin:
+            return await self._send_whole(self._rejoin.popleft())
+        if self.session.room() and not self._pausing:
+            return await self._send_more()
         return await self._wait()
 
     @property
     def _alone(self) -> bool:
         return self.degraded or self.task.mode == "edge_only" or self.broker is None
 
-    async def _send_more(self) -> None:
-        """Open one more round: a continuation in cloud_only, else a draft behind whatever is in flight."""
+    async def _send_more(self) -> list[Committed]:
+        """Open one more round: a continuation in cloud_only, else a draft behind whatever is in flight.
+
+        Verdicts that came while drafting are applied first; what they leave of the draft still holds if they agreed.
+        """
         if self.task.mode == "cloud_only":
             await self._publish(self.session.publish((), self.session.remaining - 1))
-            return
-        epoch = self.session.epoch
-        drafted = await self._draft(min(self.task.draft_tokens, self._draft_max, self.session.room() - 1))
-        if self.session.epoch == epoch and self.session.room() and self.inbox.empty():
-            await self._publish(self.session.publish(drafted.ids))
+            return []
+        before = self.session.assumed()
+        drafted = await self._draft(before, self._draft_room())
+        tokens = self._apply_arrived()
+        rest = _beyond(self.session.assumed(), before + drafted.ids)
+        holds = rest or (rest is not None and not drafted.ids)  # a round without a draft asks for one token
+        if holds and self.session.room() and not self._pausing:
+            await self._publish(self.session.publish((rest or [])[: self._draft_room()]))
+        return tokens
 
-    @property
-    def _draft_max(self) -> int:
-        return self.target.draft_max if self.target else self.task.draft_tokens
+    def _draft_room(self) -> int:
+        """Longest draft of the next round: its verdict adds a token of its own."""
+        longest = self.target.draft_max if self.target else self.task.draft_tokens
+        return max(0, min(self.task.draft_tokens, longest, self.session.room() - 1))
 
-    async def _draft(self, count: int) -> Draft:
-        ids = self.session.assumed()
-        drafted = await self._draft_fn(self.session.id, ids, max(0, count), self.task.sampling, self.task.stop_ids)
+    async def _send_whole(self, flying: Round) -> list[Committed]:
+        if flying in self.session.flight:
+            await self._publish(flying)
+        return []
+
+    async def _draft(self, ids: Sequence[int], count: int) -> Draft:
+        if count <= 0:
+            return Draft()
+        drafted = await self._draft_fn(self.session.id, ids, count, self.task.sampling, self.task.stop_ids)
         self._totals["draft_ms"] += drafted.ms
         return drafted
 
     async def _publish(self, flying: Round) -> None:
+        """Send a round's job and start its timer; a broker that is away, or without workers, is tried again later."""
         assert self.broker is not None
         assert self.target is not None
         left_ms = max(1, int((self._deadline - self._clock()) * 1000))
         job = self.session.job(flying, agent=self.broker.agent, boot=self.broker.boot, deadline_ms=left_ms)
-        self._progress = self._clock()
         try:
-            await self.broker.publish(self.target.id, "" if flying.whole else self.worker, job)
+            await self.broker.publish(self.target.id, self.worker, job)
         except (NoWorker, BrokerError) as error:
-            self._unsent = error
-            await asyncio.sleep(RETRY_SECONDS)
-            self._progress = self._clock() - self.task.round_timeout_ms / 1000  # as if it had gone unanswered
+            self._failed(str(error))
+        else:
+            self._retry_at = self._clock() + self.task.round_timeout_ms / 1000
+
+    def _failed(self, why: str) -> None:
+        """The last try came to nothing: pause, longer each time, then `_silence` sends it again or gives up."""
+        self._why, self._pausing = why, True
+        self._retry_at = self._clock() + self._pause
+        self._pause = min(RETRY_MAX_SECONDS, self._pause * 2)
 
     # --- waiting ---------------------------------------------------------------------------------------------
 
     async def _wait(self) -> list[Committed]:
         """For a reply, the round's timer or the deadline, whichever is first."""
-        until = min(self._progress + self.task.round_timeout_ms / 1000, self._deadline)
+        until = min(self._retry_at, self._deadline)
         try:
-            message = await asyncio.wait_for(self.inbox.get(), max(0.0, until - self._clock()))
+            async with asyncio.timeout(max(0.0, until - self._clock())):  # wait_for loses cancellations in Python 3.11
+                message = await self.inbox.get()
         except TimeoutError:
             return await self._silence()
         return self._apply(message)
@@ -199,58 +230,72 @@ class Generation:
         self._totals["cloud_ms"] += message.engine_ms
         tokens = self.session.on_verdict(message)
         if tokens:
-            self.worker, self._progress = message.worker, self._clock()
+            self.worker, self._pause = message.worker, RETRY_SECONDS
+            self._pausing = self._pausing and bool(self.session.flight)
+            if not self._pausing:  # else a later round still has to be sent again
+                self._why, self._retry_at = "", self._clock() + self.task.round_timeout_ms / 1000
         return tokens
 
     def _refused(self, refusal: Refusal) -> None:
         if not self.session.concerns(refusal):
             return
+        why = f"worker {refusal.worker} refused: {refusal.sentence or refusal.code}"
         if refusal.code == "need_prefix" and (whole := self.session.on_need_prefix(refusal.round)):
-            self._resend = whole
-            self._progress = float("-inf")
+            self.worker = refusal.worker
+            self._rejoin.append(whole)
         elif refusal.code in PASSING or refusal.code == "need_prefix":
-            self._progress = float("-inf")
+            self._failed(why)
         else:
-            self._fatal = JobRefused(refusal.code, f"worker {refusal.worker} refused: {refusal.sentence}")
-
-    _resend: Round | None = None
-    _unsent: CloudError | BrokerError | None = None
+            self._fatal = JobRefused(refusal.code, why)
 
     async def _silence(self) -> list[Committed]:
-        """The timer fired (or a refusal asked for another try): send again, or do without the cloud."""
+        """The timer fired: send the oldest round again, to whoever takes it, or do without the cloud."""
         if self._clock() >= self._deadline:
             raise DeadlineExceeded(self._too_late())
-        again, self._resend = self._resend or self.session.on_silence(), None
-        if again is None and self.task.on_cloud_loss == "local":
-            return await self._lost(None)
-        if again is None:
-            self.session.bump()  # wait: only the verifier commits, so ask afresh until the deadline
-        else:
+        self._pausing = False
+        if not self.session.flight:
+            return []  # answered after all
+        self._why = self._why or f"no answer within {self.task.round_timeout_ms} ms"
+        self.worker = ""
+        if again := self.session.on_silence():
             await self._publish(again)
+        elif self.task.on_cloud_loss == "local":
+            return self._lost(None)
+        else:
+            self.session.bump()  # wait: only the verifier commits, so ask afresh until the deadline
         return []
 
-    async def _lost(self, error: CloudError | None) -> list[Committed]:
+    def _lost(self, error: CloudError | None) -> list[Committed]:
         """The cloud will not help: go on alone if the request allows it."""
         if self.task.on_cloud_loss != "local":
             raise error or DeadlineExceeded(self._too_late())
-        self._fatal = None
+        self._fatal, self._pausing, self._pause = None, False, RETRY_SECONDS
         self.degraded = self.was_degraded = True
         self._recover_at = self._clock() + RECOVER_SECONDS
         self.session.bump()
         return []
 
     def _too_late(self) -> str:
-        why = f" ({self._unsent})" if self._unsent else ""
-        return f"no verdict within {self.task.deadline_ms} ms{why}: see `pilotfish queue ls`, or use --on-cloud-loss local"
+        if self._alone:
+            return f"the answer took longer than its deadline of {self.task.deadline_ms} ms: give it more time"
+        why = f" ({self._why})" if self._why else ""
+        return (
+            f"no verdict within {self.task.deadline_ms} ms{why}: see `pilotfish queue ls`, or use --on-cloud-loss local"
+        )
 
     # --- without the cloud -----------------------------------------------------------------------------------
 
     async def _go_on_alone(self) -> list[Committed]:
         if self.degraded and self._clock() >= self._recover_at and await self._cloud_is_back():
-            self.degraded, self._progress = False, self._clock()
+            self.degraded = False
             return []
         count = max(1, min(self.task.draft_tokens, self.session.remaining))
-        return self.session.commit_local((await self._draft(count)).ids)
+        drafted = await self._draft(self.session.assumed(), count)
+        if not drafted.ids:
+            raise PromptTooLong(
+                f"the draft model's context is full after {self.session.committed} tokens: shorten the prompt"
+            )
+        return self.session.commit_local(drafted.ids)
 
     async def _cloud_is_back(self) -> bool:
         self._recover_at = self._clock() + RECOVER_SECONDS
@@ -262,13 +307,14 @@ class Generation:
             return False
 
     async def _say_goodbye(self) -> None:
-        """The session is over: the worker may forget it. Best effort, nothing depends on it."""
-        if not (self.worker and self.broker and self.target):
+        """The session is over: the worker may stop and forget it. Best effort, nothing depends on it."""
+        if self.broker is None or self.target is None or self.degraded or not self.session.counts.rounds:
             return
-        kind = Cancel if self.session.finish in (None, "cancelled") else Close
-        for message in (kind, Close) if kind is Cancel else (Close,):
-            note = message(agent=self.broker.agent, boot=self.broker.boot, session=self.session.id)
-            try:
-                await self.broker.publish(self.target.id, self.worker, note)
-            except (NoWorker, BrokerError):
-                return
+        note = Close(agent=self.broker.agent, boot=self.broker.boot, session=self.session.id)
+        with suppress(NoWorker, BrokerError):
+            await self.broker.publish(self.target.id, self.worker, note)
+
+
+def _beyond(assumed: list[int], ids: list[int]) -> list[int] | None:
+    """What `ids` add to the ids now assumed; None if they went another way."""
+    return ids[len(assumed) :] if ids[: len(assumed)] == assumed else None

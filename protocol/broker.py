@@ -7,10 +7,10 @@ commands it sends, and translates Redis' errors into ours. Knows messages and ke
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 import redis.exceptions as rx
 from redis.asyncio import Redis
@@ -20,28 +20,42 @@ from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
 
+log = logging.getLogger("pilotfish.broker")
+
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is noticed and a quiet stream is not
+
+PAUSE_SECONDS = 0.05  # the first pause of a lost connection; each next one is twice as long, up to PAUSE_MAX_SECONDS
+PAUSE_MAX_SECONDS = 1.0
+PROMPT_LEASE_MS = 3 * keys.LEASE_MS  # an agent renews it with its beat
 
 RedisBytes = Redis
 
 
 def connect(url: str) -> RedisBytes:
-    """A client for `url`; nothing is sent yet. Raises BrokerError for a URL that is none."""
-    try:
-        return Redis.from_url(
+    """A client for `url`; nothing is sent yet. Raises BrokerUnreachable for a URL that is none."""
+    with readable(url):
+        client: RedisBytes = Redis.from_url(
             url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, health_check_interval=0
         )
+    return client
+
+
+@contextmanager
+def readable(url: str) -> Iterator[None]:
+    """Raise BrokerUnreachable with the fix where redis-py stumbles over a URL."""
+    try:
+        yield
     except ValueError as error:
-        raise BrokerUnreachable(f"{shown(url)!r} is no Redis URL ({error}): use redis://[:password@]host:port/0") from None
+        fix = "use redis://[:password@]host:port/0"
+        raise BrokerUnreachable(f"{shown(url)!r} is no Redis URL ({error}): {fix}") from None
 
 
 def shown(url: str) -> str:
     """A URL as it may be printed: without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":***@")
+    head, at, tail = url.rpartition("@")
+    scheme, _, credentials = head.rpartition("//")
+    return f"{scheme}//{credentials.partition(':')[0]}:***@{tail}" if at else url
 
 
 @contextmanager
@@ -68,6 +82,28 @@ async def ping(redis: RedisBytes, url: str) -> None:
         await redis.ping()
 
 
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks that talk to Redis, until they end; what they raise is dropped.
+
+    Once is not enough in Python 3.11: redis-py sends within `asyncio.wait_for`, which there loses a cancellation that
+    arrives together with its result.
+    """
+    ending = list(tasks)
+    while pending := [task for task in ending if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=PAUSE_SECONDS)
+    await asyncio.gather(*ending, return_exceptions=True)
+
+
+class Taken(NamedTuple):
+    """A prompt as an agent took it; `deliveries` counts this one."""
+
+    entry_id: bytes
+    prompt: Prompt | InvalidMessage
+    deliveries: int = 1
+
+
 class EdgeBroker:
     """What one agent says to Redis. `agent` names the device, `boot` this run of it."""
 
@@ -88,22 +124,24 @@ class EdgeBroker:
                 return bytes(added)
         raise NoWorker(f"no worker serves target {target}: start one with `pilotfish worker`")
 
-    async def replies(self) -> AsyncIterator[ToEdge | InvalidMessage]:
+    async def replies(self) -> AsyncGenerator[ToEdge | InvalidMessage, None]:
         """Everything said to this agent from its boot on, for ever; survives a Redis that restarts.
 
         Yields an InvalidMessage (not raised) for an entry that cannot be read. Waits out lost connections.
         """
-        stream, pause = keys.replies(self.tenant, self.agent), 0.05
+        stream, pause, unsure = keys.replies(self.tenant, self.agent), PAUSE_SECONDS, False
         while True:
             try:
-                got = await self.redis.xread({stream: self._cursor}, count=64, block=keys.BLOCK_MS)
-                pause = 0.05
-                if not got:
+                if unsure:
                     await self._start_over_if_behind(stream)
-            except rx.RedisError:
+                got = await self.redis.xread({stream: self._cursor}, count=64, block=keys.BLOCK_MS)
+            except (rx.RedisError, OSError) as error:
+                if pause == PAUSE_SECONDS:
+                    log.warning("no replies for now, Redis is away: %s", error)
                 await asyncio.sleep(pause)
-                pause = min(1.0, pause * 2)
+                pause, unsure = min(PAUSE_MAX_SECONDS, pause * 2), True
                 continue
+            pause, unsure = PAUSE_SECONDS, not got
             for _, entries in got:
                 for entry_id, fields in entries:
                     self._cursor = entry_id
@@ -115,22 +153,21 @@ class EdgeBroker:
         if newest and _order(newest[0][0]) < _order(self._cursor):
             self._cursor = b"0-0"
 
-    async def beat(self, fields: dict[str, str]) -> None:
-        """Say that this agent lives and takes prompts; renews the life of what it owns. One round trip."""
-        pipe = self.redis.pipeline(transaction=False)
-        beat, prompts, agents = (
-            keys.agent_beat(self.tenant, self.agent),
-            keys.prompts(self.tenant),
-            keys.agents(self.tenant),
-        )
-        pipe.time()
-        pipe.hset(beat, mapping=dict(fields))
-        pipe.pexpire(beat, keys.BEAT_TTL_MS)
-        pipe.pexpire(prompts, keys.JOBS_TTL_MS)
+    async def beat(self, fields: dict[str, str], *, taking: bool = True) -> None:
+        """Say that this agent lives and, if so, takes prompts; renews the life of what it owns. Two round trips."""
+        name, agents = keys.agent_beat(self.tenant, self.agent), keys.agents(self.tenant)
         with translated():
-            (seconds, micros), *_ = await pipe.execute()
-            await self.redis.zadd(agents, {self.agent: seconds * 1000 + micros // 1000})
-            await self.redis.pexpire(agents, keys.JOBS_TTL_MS)
+            now_ms = await clock_ms(self.redis)
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.hset(name, mapping=dict(fields))
+            pipe.pexpire(name, keys.BEAT_TTL_MS)
+            pipe.pexpire(keys.prompts(self.tenant), keys.JOBS_TTL_MS)
+            if taking:
+                pipe.zadd(agents, {self.agent: now_ms})
+            else:
+                pipe.zrem(agents, self.agent)
+            pipe.pexpire(agents, keys.JOBS_TTL_MS)
+            await pipe.execute()
 
     async def leave(self) -> None:
         """This agent takes no more prompts."""
@@ -149,23 +186,33 @@ class EdgeBroker:
         """Create the tenant's prompt stream and its group, once."""
         await ensure_group(self.redis, keys.prompts(self.tenant), keys.GROUP_AGENTS)
 
-    async def take_prompts(self, count: int) -> list[tuple[bytes, Prompt | InvalidMessage]]:
-        """Prompts nobody has, and those of agents that stopped renewing theirs. Waits up to BLOCK_MS."""
-        stream, me = keys.prompts(self.tenant), self.agent
+    async def take_prompts(self, count: int) -> list[Taken]:
+        """Prompts of agents that stopped renewing theirs, else those nobody has. Waits up to BLOCK_MS."""
+        stream, group, me = keys.prompts(self.tenant), keys.GROUP_AGENTS, self.agent
         with translated():
-            _, old, *_ = await self.redis.xautoclaim(stream, keys.GROUP_AGENTS, me, keys.LEASE_MS * 3, count=count)
-            if not old:
-                got = await self.redis.xreadgroup(keys.GROUP_AGENTS, me, {stream: ">"}, count=count, block=keys.BLOCK_MS)
-                old = got[0][1] if got else []
-        return [(entry_id, read_entry(fields, Prompt)) for entry_id, fields in old]
+            _, old, *_ = await self.redis.xautoclaim(stream, group, me, PROMPT_LEASE_MS, count=count)
+            if taken := [entry for entry in old if entry[1] is not None]:  # Redis 6.2 names deleted entries too
+                return [
+                    Taken(entry_id, read_entry(fields, Prompt), await deliveries(self.redis, stream, group, entry_id))
+                    for entry_id, fields in taken
+                ]
+            got = await self.redis.xreadgroup(group, me, {stream: ">"}, count=count, block=keys.BLOCK_MS)
+        return [Taken(entry_id, read_entry(fields, Prompt)) for entry_id, fields in (got[0][1] if got else ())]
 
-    async def keep_prompts(self, taken: list[bytes]) -> None:
-        """Renew the lease of prompts being worked on."""
-        if taken:
-            with translated():
-                await self.redis.xclaim(
-                    keys.prompts(self.tenant), keys.GROUP_AGENTS, self.agent, 0, list(taken), justid=True
-                )
+    async def keep_prompts(self, taken: list[bytes]) -> list[bytes]:
+        """Renew the lease of prompts being worked on. Returns those that are no longer ours.
+
+        XCLAIM alone would steal a prompt back from the agent that took it over while we slept.
+        """
+        if not taken:
+            return []
+        stream, group, me = keys.prompts(self.tenant), keys.GROUP_AGENTS, self.agent
+        with translated():
+            pending = await self.redis.xpending_range(stream, group, "-", "+", 1000, me)
+            ours = {entry["message_id"] for entry in pending}.intersection(taken)
+            if ours:
+                await self.redis.xclaim(stream, group, me, 0, sorted(ours), justid=True)
+        return [entry_id for entry_id in taken if entry_id not in ours]
 
     async def drop_prompt(self, entry_id: bytes) -> None:
         """The prompt is answered: it leaves the stream."""
@@ -185,12 +232,7 @@ class EdgeBroker:
 
     async def say(self, request: str, message: Message) -> None:
         """Append to a submitted prompt's output."""
-        out = keys.output(self.tenant, request)
-        with translated():
-            async with self.redis.pipeline(transaction=True) as pipe:
-                pipe.xadd(out, {keys.FIELD_MESSAGE: encode(message)})
-                pipe.pexpire(out, keys.OUT_TTL_MS)
-                await pipe.execute()
+        await _append(self.redis, keys.output(self.tenant, request), message)
 
 
 class ShellBroker:
@@ -216,12 +258,13 @@ class ShellBroker:
         stream, cursor = keys.output(self.tenant, request), b"0-0"
         while True:
             with translated():
-                got = await self.redis.xread({stream: cursor}, block=keys.BLOCK_MS if follow else None)
+                got = await self.redis.xread({stream: cursor}, block=keys.BLOCK_MS // 2 if follow else None)
                 if not got and not follow:
                     return
                 if not got and not await live(self.redis, keys.agents(self.tenant)):
                     raise NoAgent(f"the agent went away; request {request} waits for another: `pilotfish agent`")
-            for cursor, fields in got[0][1] if got else ():  # noqa: B020  the cursor is meant to move
+            for entry_id, fields in got[0][1] if got else ():
+                cursor = entry_id
                 message = read_entry(fields, ToShell)
                 if isinstance(message, InvalidMessage):
                     raise message
@@ -230,26 +273,42 @@ class ShellBroker:
                     return
 
     async def tell_agent(self, agent: str, message: Message) -> None:
-        """Append to an agent's reply stream (cancel)."""
+        """Append to an agent's reply stream (cancel); an agent that had no reply yet has no stream yet."""
+        stream = keys.replies(self.tenant, agent)
         with translated():
-            await self.redis.xadd(
-                keys.replies(self.tenant, agent), {keys.FIELD_MESSAGE: encode(message)}, nomkstream=True
-            )
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.xadd(stream, {keys.FIELD_MESSAGE: encode(message)}, maxlen=keys.REPLY_MAXLEN, approximate=True)
+                pipe.pexpire(stream, keys.REPLY_TTL_MS)
+                await pipe.execute()
 
     async def withdraw(self, request: str, message: Message) -> None:
         """Write the last word of a request that no agent has taken yet."""
-        out = keys.output(self.tenant, request)
-        with translated():
-            async with self.redis.pipeline(transaction=True) as pipe:
-                pipe.xadd(out, {keys.FIELD_MESSAGE: encode(message)})
-                pipe.pexpire(out, keys.OUT_TTL_MS)
-                await pipe.execute()
+        await _append(self.redis, keys.output(self.tenant, request), message)
+
+
+async def _append(redis: RedisBytes, output: str, message: Message) -> None:
+    with translated():
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.xadd(output, {keys.FIELD_MESSAGE: encode(message)})
+            pipe.pexpire(output, keys.OUT_TTL_MS)
+            await pipe.execute()
+
+
+async def clock_ms(redis: RedisBytes) -> int:
+    """Redis' own clock."""
+    seconds, micros = await redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+async def deliveries(redis: RedisBytes, stream: str, group: str, entry_id: bytes) -> int:
+    """How often an entry was delivered."""
+    pending = await redis.xpending_range(stream, group, entry_id, entry_id, 1)
+    return int(pending[0]["times_delivered"]) if pending else 1
 
 
 async def live(redis: RedisBytes, zset: str) -> list[str]:
     """Members of a beat zset that are not stale, on Redis' own clock."""
-    seconds, micros = await redis.time()
-    oldest = seconds * 1000 + micros // 1000 - keys.BEAT_TTL_MS
+    oldest = await clock_ms(redis) - keys.BEAT_TTL_MS
     return [name.decode() for name in await redis.zrangebyscore(zset, oldest, "+inf")]
 
 

@@ -20,23 +20,26 @@ from pilotfish.protocol.broker import RedisBytes, ensure_group
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.messages import Message
 
-#: renew_leases(KEYS: streams; ARGV: group, consumer, then (stream index, entry id)...) -> ids still ours.
-#: XCLAIM alone would steal a job back from the peer that took it over.
+#: renew_leases(KEYS: streams; ARGV: group, consumer, then (stream index, entry id)...) -> how many are still ours.
+#: XCLAIM alone would steal a job back from the peer that took it over. A stream that is gone holds up no other.
 RENEW_LEASES: Final = """
-local kept = {}
+local kept = 0
 for i = 3, #ARGV, 2 do
   local stream = KEYS[tonumber(ARGV[i])]
-  local held = redis.call('XPENDING', stream, ARGV[1], ARGV[i + 1], ARGV[i + 1], 1, ARGV[2])
+  local held = redis.pcall('XPENDING', stream, ARGV[1], ARGV[i + 1], ARGV[i + 1], 1, ARGV[2])
   if #held == 1 then
     redis.call('XCLAIM', stream, ARGV[1], ARGV[2], 0, ARGV[i + 1], 'JUSTID')
-    kept[#kept + 1] = ARGV[i + 1]
+    kept = kept + 1
   end
 end
 return kept
 """
 
-#: bury(KEYS: workers zset, the dead worker's streams...; ARGV: worker) -> 1 when nothing was left and it is forgotten.
+#: bury(KEYS: workers zset, the dead worker's streams...; ARGV: worker, oldest beat that counts as alive)
+#: -> 1 when nothing was left and it is forgotten, 0 when jobs are left or it came back.
 BURY: Final = """
+local beat = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if beat and tonumber(beat) >= tonumber(ARGV[2]) then return 0 end
 for i = 2, #KEYS do
   if redis.call('XLEN', KEYS[i]) > 0 then return 0 end
 end
@@ -44,6 +47,19 @@ for i = 2, #KEYS do redis.call('DEL', KEYS[i]) end
 redis.call('ZREM', KEYS[1], ARGV[1])
 return 1
 """
+
+#: start_over(KEYS: stream; ARGV: group, its life in ms) -> 1 when it was empty and began again.
+#: Redis gives out ids above the largest it saw: after one far ahead, every honest one would look invented too.
+START_OVER: Final = """
+if redis.call('XLEN', KEYS[1]) > 0 then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+
+DEAD_LETTER_BYTES: Final = 65_536  # of a payload, for people; anyone may send a megabyte of nothing
+SWEEP_COUNT: Final = 16  # jobs taken over from one stream in one sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,7 @@ class Ingress:
         self._clock = (0, 0.0)  # Redis ms, our monotonic seconds at the same moment
         self._renew = redis.register_script(RENEW_LEASES)
         self._bury = redis.register_script(BURY)
+        self._start_over = redis.register_script(START_OVER)
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -84,20 +101,21 @@ class Ingress:
         for stream in self._streams([self.worker, keys.ANY]):
             await ensure_group(self.redis, stream, keys.GROUP_WORKERS)
 
-    async def beat(self, fields: dict[str, str]) -> bool:
+    async def beat(self, fields: dict[str, str], *, serving: bool = True) -> bool:
         """Say that we live, renew what we own, and learn about peers and tenants. Two round trips.
 
+        A worker that is not `serving` counts as dead, so that peers read its own streams while it finishes its jobs.
         False when the target's pair key is gone (Redis restarted empty): announce the target again.
         """
         before = set(self.tenants)
         await self._read_clock_and_tenants()
-        if set(self.tenants) - before:
+        if serving and set(self.tenants) - before:
             await self.open()
         pipe = self.redis.pipeline(transaction=False)
         name, workers = keys.beat(self.target, self.worker), keys.workers(self.target)
         pipe.hset(name, mapping=dict(fields))
         pipe.pexpire(name, keys.BEAT_TTL_MS)
-        pipe.zadd(workers, {self.worker: self.now_ms()})
+        pipe.zadd(workers, {self.worker: self.now_ms() if serving else 0})
         pipe.pexpire(workers, keys.JOBS_TTL_MS)
         for stream in self._streams([self.worker, keys.ANY]):
             pipe.pexpire(stream, keys.JOBS_TTL_MS)
@@ -109,8 +127,11 @@ class Ingress:
 
     async def leave(self) -> None:
         """We pick nothing up any more: peers may read what lies in our own streams at once."""
-        await self.redis.delete(keys.beat(self.target, self.worker))
-        await self.redis.zadd(keys.workers(self.target), {self.worker: 0})
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.delete(keys.beat(self.target, self.worker))
+        pipe.zadd(keys.workers(self.target), {self.worker: 0})
+        pipe.pexpire(keys.workers(self.target), keys.JOBS_TTL_MS)
+        await pipe.execute()
 
     def now_ms(self) -> int:
         """Redis' clock, carried on by our monotonic one since it was last read."""
@@ -129,10 +150,12 @@ class Ingress:
         self.tenants = sorted(t.decode() for t in tenants) or [keys.DEFAULT_TENANT]
 
     def _sort_peers(self, scores: Iterable[tuple[bytes, float]]) -> None:
-        stale = self.now_ms() - keys.BEAT_TTL_MS
         peers = [(name.decode(), score) for name, score in scores if name.decode() != self.worker]
         self._peers = [name for name, _ in peers]
-        self._dead = [name for name, score in peers if score < stale]
+        self._dead = [name for name, score in peers if score < self._oldest_beat()]
+
+    def _oldest_beat(self) -> int:
+        return self.now_ms() - keys.BEAT_TTL_MS
 
     def _streams(self, workers: Iterable[str]) -> list[str]:
         return [keys.jobs(self.target, tenant, worker) for tenant in self.tenants for worker in workers]
@@ -140,30 +163,34 @@ class Ingress:
     # --- picking up ------------------------------------------------------------------------------------------
 
     async def pick_up(self, count: int, block_ms: int) -> list[Delivery]:
-        """New jobs from our own streams and from `any`: XREADGROUP, one round trip. They are leased to us."""
-        return await self._read(self._streams([self.worker, keys.ANY]), count, block_ms)
+        """New jobs from our own streams and from `any`: XREADGROUP, one round trip. They are leased to us.
 
-    async def sweep(self) -> list[Delivery]:
-        """Renew our leases, take over those that ran out and what dead peers left. At least every SWEEP_MS."""
-        await self._renew_leases()
-        found = await self._take_over()
-        if self._dead:
-            found += await self._read(self._streams(self._dead), 16, None)
-            for name in self._dead:
-                await self._bury(keys=[keys.workers(self.target), *self._streams([name])], args=[name])
-        return found
-
-    async def _read(self, streams: list[str], count: int, block_ms: int | None) -> list[Delivery]:
+        COUNT is per stream, so a worker with little room asks each for its share (one at least).
+        """
+        streams = self._streams([self.worker, keys.ANY])
+        share = max(1, count // max(1, len(streams)))
         try:
             got = await self.redis.xreadgroup(
-                keys.GROUP_WORKERS, self.worker, dict.fromkeys(streams, ">"), count=count, block=block_ms
+                keys.GROUP_WORKERS, self.worker, dict.fromkeys(streams, ">"), count=share, block=block_ms
             )
         except rx.ResponseError as error:
-            if "NOGROUP" not in str(error):
+            if not _is_gone(error):
                 raise
-            await self.open()  # Redis restarted empty, or a dead peer's stream was just buried
+            await self.open()  # Redis restarted empty, or peers thought us dead and buried our streams
             return []
         return [self._hold(stream.decode(), *entry) for stream, entries in got or () for entry in entries]
+
+    async def sweep(self, room: int) -> list[Delivery]:
+        """Renew our leases; with `room`, take over those that ran out and what dead peers left. Once in SWEEP_MS."""
+        await self._renew_leases()
+        if room <= 0:
+            return []
+        count = min(room, SWEEP_COUNT)
+        return await self._expired(count) + (await self._left_behind(count) if self._dead else [])
+
+    async def start_over(self, stream: str) -> None:
+        """Make a stream honest again after an entry whose id was invented ahead of Redis' clock, once it is empty."""
+        await self._start_over(keys=[stream], args=[keys.GROUP_WORKERS, keys.JOBS_TTL_MS])
 
     async def _renew_leases(self) -> None:
         if not self.held:
@@ -172,31 +199,47 @@ class Ingress:
         args: list[Any] = [keys.GROUP_WORKERS, self.worker]
         for delivery in self.held.values():
             args += [streams.index(delivery.stream) + 1, delivery.entry_id]
-        try:
-            await self._renew(keys=streams, args=args)
-        except rx.ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
+        await self._renew(keys=streams, args=args)
 
-    async def _take_over(self) -> list[Delivery]:
-        """XAUTOCLAIM over every stream of the target, ours included; one pipelined round trip, a second for counts."""
+    async def _expired(self, count: int) -> list[Delivery]:
+        """XAUTOCLAIM over every stream of the target, ours included. One round trip, a second for delivery counts."""
         streams = self._streams([self.worker, keys.ANY, *self._peers])
         pipe = self.redis.pipeline(transaction=False)
         for stream in streams:
-            pipe.xautoclaim(stream, keys.GROUP_WORKERS, self.worker, keys.LEASE_MS, count=16)
+            pipe.xautoclaim(stream, keys.GROUP_WORKERS, self.worker, keys.LEASE_MS, count=count)
         answers = await pipe.execute(raise_on_error=False)
-        expired = [
+        entries: list[tuple[str, bytes, dict[bytes, bytes]]] = [
             (stream, *entry)
             for stream, answer in zip(streams, answers, strict=True)
-            if not isinstance(answer, Exception)
-            for entry in answer[1]
-            if entry[1] is not None and (stream, entry[0].decode()) not in self.held
+            for entry in (_unless_gone(answer) or ((), ()))[1]
+            if entry[1] is not None and (stream, entry[0].decode()) not in self.held  # Redis 6.2 names the deleted too
         ]
-        return [self._hold(*entry, deliveries=await self._deliveries(*entry[:2])) for entry in expired]
+        counts = await self._deliveries(entries)
+        return [self._hold(*entry, count) for entry, count in zip(entries, counts, strict=True)]
 
-    async def _deliveries(self, stream: str, entry_id: bytes) -> int:
-        pending = await self.redis.xpending_range(stream, keys.GROUP_WORKERS, entry_id, entry_id, 1)
-        return int(pending[0]["times_delivered"]) if pending else 1
+    async def _left_behind(self, count: int) -> list[Delivery]:
+        """XREADGROUP over the dead's own streams: undelivered jobs are nobody's pending entries. Then bury the dead."""
+        pipe = self.redis.pipeline(transaction=False)
+        for stream in self._streams(self._dead):
+            pipe.xreadgroup(keys.GROUP_WORKERS, self.worker, {stream: ">"}, count=count)
+        answers = [_unless_gone(answer) for answer in await pipe.execute(raise_on_error=False)]
+        for name in self._dead:
+            streams = [keys.workers(self.target), *self._streams([name])]
+            await self._bury(keys=streams, args=[name, self._oldest_beat()])
+        return [
+            self._hold(stream.decode(), *entry)
+            for answer in answers
+            for stream, entries in answer or ()
+            for entry in entries
+        ]
+
+    async def _deliveries(self, entries: list[tuple[str, bytes, dict[bytes, bytes]]]) -> list[int]:
+        if not entries:
+            return []
+        pipe = self.redis.pipeline(transaction=False)
+        for stream, entry_id, _ in entries:
+            pipe.xpending_range(stream, keys.GROUP_WORKERS, entry_id, entry_id, 1)
+        return [int(pending[0]["times_delivered"]) if pending else 1 for pending in await pipe.execute()]
 
     def _hold(self, stream: str, entry_id: bytes, fields: dict[bytes, bytes], deliveries: int = 1) -> Delivery:
         delivery = Delivery(
@@ -212,10 +255,10 @@ class Ingress:
 
     # --- answering -------------------------------------------------------------------------------------------
 
-    async def reply(self, delivery: Delivery, message: Message | None, *, last: bool = True, dead: bool = False) -> None:
+    async def reply(self, delivery: Delivery, message: Message | None, *, last: bool = True, dead: str = "") -> None:
         """XADD the reply and, with `last`, acknowledge and delete the job, all in one MULTI.
 
-        `message` None acknowledges without a reply (cancel, close). `dead` keeps a copy among the dead letters.
+        `message` None acknowledges without a reply (cancel, close). `dead` says why a copy goes to the dead letters.
         """
         pipe = self.redis.pipeline(transaction=True)
         if message is not None and delivery.agent:
@@ -223,16 +266,15 @@ class Ingress:
             pipe.xadd(stream, {keys.FIELD_MESSAGE: encode(message)}, maxlen=keys.REPLY_MAXLEN, approximate=True)
             pipe.pexpire(stream, keys.REPLY_TTL_MS)
         if dead:
-            letters = keys.dead_letters(self.target)
-            entry: dict[Any, Any] = {keys.FIELD_AGENT: delivery.agent, keys.FIELD_MESSAGE: delivery.payload}
-            pipe.xadd(letters, {**entry, "stream": delivery.stream}, maxlen=keys.DLQ_MAXLEN, approximate=True)
+            letters, entry = keys.dead_letters(self.target), _dead_letter(delivery, dead)
+            pipe.xadd(letters, entry, maxlen=keys.DLQ_MAXLEN, approximate=True)
             pipe.pexpire(letters, keys.DLQ_TTL_MS)
         if last:
             pipe.xack(delivery.stream, keys.GROUP_WORKERS, delivery.entry_id)
             pipe.xdel(delivery.stream, delivery.entry_id)
         await pipe.execute()
         if last:
-            self.held.pop((delivery.stream, delivery.entry_id), None)
+            self.release(delivery)
 
     def release(self, delivery: Delivery) -> None:
         """Stop renewing a lease without an answer: the job will be delivered again, here or to a peer."""
@@ -243,3 +285,26 @@ def _name(raw: bytes) -> str:
     """An agent's name if it is one; a client may write anything there, and it becomes part of a key."""
     text = raw.decode("ascii", "replace")
     return text if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text) else ""
+
+
+def _dead_letter(delivery: Delivery, why: str) -> dict[Any, Any]:
+    return {
+        keys.FIELD_AGENT: delivery.agent,
+        keys.FIELD_MESSAGE: delivery.payload[:DEAD_LETTER_BYTES],
+        "stream": delivery.stream,
+        "why": why,
+    }
+
+
+def _is_gone(error: Exception) -> bool:
+    """A stream or group was deleted, before we asked for it or (Redis 7.0) while we waited on it."""
+    return "NOGROUP" in str(error) or "UNBLOCKED" in str(error)
+
+
+def _unless_gone(answer: Any) -> Any:
+    """One answer of a pipeline; None where the stream does not exist. Raises what else went wrong."""
+    if not isinstance(answer, Exception):
+        return answer
+    if not _is_gone(answer):
+        raise answer
+    return None

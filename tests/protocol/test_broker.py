@@ -1,0 +1,260 @@
+"""The edge's and the shell's side: one command to publish, one connection to read, prompts, and errors with a fix."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from rigs import TARGET, calls, job
+
+from helpers import wait_until
+from pilotfish.protocol import fleet, keys
+from pilotfish.protocol.broker import EdgeBroker, ShellBroker, connect, ensure_group, ping, shown
+from pilotfish.protocol.codec import encode
+from pilotfish.protocol.errors import BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
+from pilotfish.protocol.messages import Accepted, CancelRequest, Finished, Prompt, Refusal, Summary
+
+TENANT = keys.DEFAULT_TENANT
+REQUEST = "1" * 32
+PROMPT = Prompt(request=REQUEST, text="hello")
+DONE = Finished(request=REQUEST, reason="length", summary=Summary())
+
+
+@pytest.fixture
+def edge(redis: Redis) -> EdgeBroker:
+    return EdgeBroker(redis, TENANT, "edge1", "boot1")
+
+
+async def open_stream(redis: Redis, worker: str = keys.ANY) -> str:
+    stream = keys.jobs(TARGET, TENANT, worker)
+    await ensure_group(redis, stream, keys.GROUP_WORKERS)
+    return stream
+
+
+async def say(redis: Redis, message: Any, entry_id: str = "*") -> None:
+    stream = keys.replies(TENANT, "edge1")
+    await redis.xadd(stream, {keys.FIELD_MESSAGE: encode(message)}, id=entry_id)
+    await redis.pexpire(stream, 10_000)
+
+
+def refusal(number: int) -> Refusal:
+    return Refusal(code="overloaded", worker="w1", round=number)
+
+
+# --- publishing ----------------------------------------------------------------------------------------------
+
+
+async def test_publishing_is_exactly_one_command(redis: Redis, edge: EdgeBroker) -> None:
+    await open_stream(redis)
+    await redis.config_resetstat()
+    await edge.publish(TARGET, "", job())
+    counted = await calls(redis)
+    assert {name: n for name, n in counted.items() if name not in ("config|resetstat", "info")} == {"xadd": 1}
+
+
+async def test_a_job_goes_to_the_worker_that_served_last_while_its_stream_is_open(
+    redis: Redis, edge: EdgeBroker
+) -> None:
+    anyones, own = await open_stream(redis), await open_stream(redis, "w1")
+    await redis.config_resetstat()
+    await edge.publish(TARGET, "w1", job())
+    assert (await calls(redis))["xadd"] == 1
+    await edge.publish(TARGET, "gone", job())
+    assert await redis.xlen(own) == 1
+    assert await redis.xlen(anyones) == 1
+    assert not await redis.exists(keys.jobs(TARGET, TENANT, "gone")), "an edge created a stream that nobody reads"
+
+
+async def test_without_a_worker_publishing_says_so_and_leaves_nothing_behind(redis: Redis, edge: EdgeBroker) -> None:
+    with pytest.raises(NoWorker, match="start one with `pilotfish worker`"):
+        await edge.publish(TARGET, "w1", job())
+    assert await redis.keys() == []
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+async def test_all_replies_come_over_one_blocking_connection(redis: Redis, edge: EdgeBroker) -> None:
+    replies = edge.replies()
+    first = asyncio.create_task(anext(replies))
+    await wait_until(lambda: _readers(redis), "the reader to wait")
+    for number in range(20):
+        await say(redis, refusal(number))
+    got = [await first] + [await anext(replies) for _ in range(19)]
+    assert got == [refusal(number) for number in range(20)]
+    waiting = asyncio.create_task(anext(replies))
+    assert await wait_until(lambda: _readers(redis), "the reader to wait again") == 1
+    waiting.cancel()
+
+
+async def _readers(redis: Redis) -> int:
+    return sum(client["cmd"].startswith("xread") and "b" in client["flags"] for client in await redis.client_list())
+
+
+async def test_what_cannot_be_read_is_told_and_the_rest_goes_on(redis: Redis, edge: EdgeBroker) -> None:
+    await redis.xadd(keys.replies(TENANT, "edge1"), {keys.FIELD_MESSAGE: b"\xc1"})
+    await say(redis, refusal(7))
+    replies = edge.replies()
+    assert isinstance(await anext(replies), InvalidMessage)
+    assert await anext(replies) == refusal(7)
+
+
+async def test_a_cursor_ahead_of_a_stream_that_began_again_starts_over(redis: Redis, edge: EdgeBroker) -> None:
+    replies = edge.replies()
+    await say(redis, refusal(1), "9999999999999-0")
+    assert await anext(replies) == refusal(1)
+    await redis.delete(keys.replies(TENANT, "edge1"))
+    await say(redis, refusal(2))
+    assert await asyncio.wait_for(anext(replies), 5) == refusal(2)
+
+
+# --- prompts -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def agents(redis: Redis) -> tuple[EdgeBroker, EdgeBroker]:
+    both = EdgeBroker(redis, TENANT, "edge1", "b"), EdgeBroker(redis, TENANT, "edge2", "b")
+    for agent in both:
+        await agent.open_prompts()
+        await agent.beat({"running": "0"})
+    return both
+
+
+async def test_without_an_agent_a_prompt_is_refused_at_once(redis: Redis) -> None:
+    with pytest.raises(NoAgent, match="start one with `pilotfish agent`"):
+        await ShellBroker(redis, TENANT).submit(PROMPT)
+    assert await redis.keys() == []
+
+
+async def test_an_agent_that_takes_no_more_does_not_count(redis: Redis, agents: tuple[EdgeBroker, EdgeBroker]) -> None:
+    for agent in agents:
+        await agent.beat({"running": "1"}, taking=False)
+    with pytest.raises(NoAgent):
+        await ShellBroker(redis, TENANT).submit(PROMPT)
+
+
+async def test_one_agent_takes_a_prompt_and_when_it_is_answered_it_is_gone(
+    redis: Redis, agents: tuple[EdgeBroker, EdgeBroker]
+) -> None:
+    first, second = agents
+    await ShellBroker(redis, TENANT).submit(PROMPT)
+    (taken,) = await first.take_prompts(4)
+    assert (taken.prompt, taken.deliveries) == (PROMPT, 1)
+    assert await second.take_prompts(4) == []
+    assert await first.keep_prompts([taken.entry_id]) == []
+    await first.drop_prompt(taken.entry_id)
+    assert await redis.xlen(keys.prompts(TENANT)) == 0
+
+
+async def test_a_prompt_taken_over_is_not_stolen_back(
+    redis: Redis, agents: tuple[EdgeBroker, EdgeBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilotfish.protocol.broker.PROMPT_LEASE_MS", 100)
+    first, second = agents
+    await ShellBroker(redis, TENANT).submit(PROMPT)
+    (taken,) = await first.take_prompts(4)
+    (again,) = await wait_until(lambda: second.take_prompts(4), "the second agent to take it over")
+    assert (again.entry_id, again.deliveries) == (taken.entry_id, 2)
+    assert await first.keep_prompts([taken.entry_id]) == [taken.entry_id]
+    assert await second.keep_prompts([taken.entry_id]) == []
+
+
+async def test_the_output_is_followed_to_its_last_word(redis: Redis, agents: tuple[EdgeBroker, EdgeBroker]) -> None:
+    accepted = Accepted(request=REQUEST, agent="edge1", prompt_tokens=5, seed=0)
+    await agents[0].say(REQUEST, accepted)
+    shell = ShellBroker(redis, TENANT)
+    assert [message async for message in shell.output(REQUEST, follow=False)] == [accepted]
+    following = asyncio.create_task(_all(shell))
+    await agents[0].say(REQUEST, DONE)
+    assert await following == [accepted, DONE]
+
+
+async def _all(shell: ShellBroker) -> list[Any]:
+    return [message async for message in shell.output(REQUEST, follow=True)]
+
+
+async def test_following_a_request_whose_agents_are_gone_ends_with_a_sentence(redis: Redis) -> None:
+    with pytest.raises(NoAgent, match=f"request {REQUEST} waits"):
+        await asyncio.wait_for(_all(ShellBroker(redis, TENANT)), 2)
+
+
+async def test_a_request_is_withdrawn_before_anyone_takes_it(
+    redis: Redis, agents: tuple[EdgeBroker, EdgeBroker]
+) -> None:
+    shell = ShellBroker(redis, TENANT)
+    await shell.submit(PROMPT)
+    assert not await agents[0].withdrawn(REQUEST)
+    await shell.withdraw(REQUEST, DONE)
+    assert await agents[0].withdrawn(REQUEST)
+
+
+async def test_a_cancel_reaches_an_agent_that_never_had_a_reply(redis: Redis, edge: EdgeBroker) -> None:
+    waiting = asyncio.create_task(anext(edge.replies()))
+    cancel = CancelRequest(request=REQUEST)
+    await ShellBroker(redis, TENANT).tell_agent("edge1", cancel)
+    assert await asyncio.wait_for(waiting, 5) == cancel
+
+
+async def test_an_agent_that_leaves_is_forgotten(redis: Redis, agents: tuple[EdgeBroker, EdgeBroker]) -> None:
+    for agent in agents:
+        await agent.leave()
+    assert await redis.keys("pf:a:*") == []
+    assert await redis.zcard(keys.agents(TENANT)) == 0
+
+
+# --- what can be wrong, each with what to do -----------------------------------------------------------------
+
+
+async def test_no_redis_is_one_sentence_without_the_password() -> None:
+    url = "redis://user:secret@127.0.0.1:1/0"
+    async with connect(url) as nobody:
+        with pytest.raises(BrokerUnreachable, match="pilotfish up.*REDIS_URL") as caught:
+            await ping(nobody, url)
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1:1" in str(caught.value)
+
+
+async def test_a_wrong_password_is_named(redis: Redis, redis_url: str) -> None:
+    _, _, at = redis_url.rpartition("@")
+    async with connect(f"redis://:wrong@{at}") as stranger:
+        with pytest.raises(BrokerRefused, match="Check the password") as caught:
+            await ping(stranger, f"redis://:wrong@{at}")
+        with pytest.raises(BrokerRefused):
+            await fleet.find_target(stranger)
+    assert "wrong@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:6379", "http://localhost", "redis://host:port/0"])
+def test_what_is_no_url_is_named_with_the_form_of_one(url: str) -> None:
+    with pytest.raises(BrokerUnreachable, match="redis://"):
+        connect(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "printed"),
+    [
+        ("redis://host:1/0", "redis://host:1/0"),
+        ("redis://:pa:ss@host:1/0", "redis://:***@host:1/0"),
+        ("rediss://me:p@ss@host/0", "rediss://me:***@host/0"),
+        ("redis://u:[@host", "redis://u:***@host"),
+    ],
+)
+def test_no_password_is_printed(url: str, printed: str) -> None:
+    assert shown(url) == printed
+
+
+async def test_a_full_redis_is_named(redis: Redis, edge: EdgeBroker) -> None:
+    await open_stream(redis)
+    await redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(BrokerRefused, match="out of memory: raise maxmemory"):
+            await edge.publish(TARGET, "", job())
+    finally:
+        await redis.config_set("maxmemory", "0")
+
+
+async def test_no_worker_is_named(redis: Redis) -> None:
+    with pytest.raises(NoWorker, match="start one with `pilotfish worker`"):
+        await fleet.find_target(redis)
