@@ -27,6 +27,7 @@ from typing import Any
 import msgpack
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
+from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError, ModelError, PilotfishError, RequestRefused
 from pilotfish.protocol.fleet import Vocabulary
 from pilotfish.protocol.messages import Sampling
@@ -190,6 +191,7 @@ class EngineProcess:
     async def _restart(self) -> None:
         await self._end_child()
         self.restarts += 1
+        metrics.RESTARTS.inc()
         served = self.info.fingerprint
         await self.start()
         if self.info.fingerprint != served:

@@ -1,6 +1,6 @@
 """From settings to what a worker process runs: which engine, on which model, on how many cores.
 
-The one place of the cloud's side that reads settings. Raises ModelError with the fix when the engine or model is not here.
+The one place of the cloud's side that reads settings. Raises ModelError with the fix when engine or model is missing.
 """
 
 from __future__ import annotations

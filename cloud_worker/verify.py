@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
+from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
 from pilotfish.protocol.history import History
@@ -183,10 +184,8 @@ class Verification:
 
     def _verdict(self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, started: float) -> Verdict:
         job, base = ticket.job, len(history)
-        self.counts["verified"] += seq == 0
-        self.counts["tokens"] += len(event.draws)
-        self.counts["rows"] += event.rows
-        self.counts["steps"] += event.steps
+        engine_seconds = asyncio.get_running_loop().time() - started
+        self._count(ticket, event, seq, engine_seconds)
         return Verdict(
             boot=job.boot,
             session=job.session,
@@ -201,14 +200,33 @@ class Verification:
             worker=self.worker,
             credit=self.credit(),
             queue_ms=max(0.0, float(ticket.age_ms)),
-            engine_ms=round((asyncio.get_running_loop().time() - started) * 1000, 3),
+            engine_ms=round(engine_seconds * 1000, 3),
             rows=event.rows,
             steps=event.steps,
             cached=event.cached,
         )
 
+    def _count(self, ticket: Ticket, event: VerifyEvent, seq: int, engine_seconds: float) -> None:
+        """Into the beat's counts (for people) and the metrics (for Prometheus)."""
+        for name, amount in {
+            "verified": int(seq == 0),
+            "tokens": len(event.draws),
+            "rows": event.rows,
+            "steps": event.steps,
+        }.items():
+            self.counts[name] += amount
+        metrics.COMMITTED.inc(len(event.draws))
+        metrics.ROWS.inc(event.rows)
+        metrics.STEPS.inc(event.steps)
+        if seq == 0:
+            metrics.QUEUE_SECONDS.observe(max(0, ticket.age_ms) / 1000)
+        if event.done:
+            metrics.JOBS.labels("verdict").inc()
+            metrics.VERIFY_SECONDS.observe(engine_seconds)
+
     def _refusal(self, job: VerifyJob, code: RefusalCode, sentence: str) -> Refusal:
         self.counts["refused"] += 1
+        metrics.JOBS.labels(code).inc()
         return Refusal(
             boot=job.boot,
             session=job.session,

@@ -16,8 +16,17 @@ from dataclasses import dataclass, field
 
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.session import Committed, Limits, Round, Session
+from pilotfish.protocol import metrics
 from pilotfish.protocol.broker import EdgeBroker
-from pilotfish.protocol.errors import BrokerError, CloudError, DeadlineExceeded, JobRefused, NoWorker, PromptTooLong
+from pilotfish.protocol.errors import (
+    BrokerError,
+    CloudError,
+    DeadlineExceeded,
+    JobRefused,
+    NoWorker,
+    PilotfishError,
+    PromptTooLong,
+)
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
     Close,
@@ -86,13 +95,19 @@ class Generation:
         """Yield tokens as they become final. Raises DeadlineExceeded or JobRefused when it cannot go on."""
         self._started = self._clock()
         self._deadline = self._started + self.task.deadline_ms / 1000
+        outcome = "abandoned"
         try:
             while not self.session.finish:
                 tokens = await self._step()
                 if tokens:
                     self._note(tokens)
                     yield tokens
+            outcome = self.session.finish
+        except PilotfishError as error:
+            outcome = error.code
+            raise
         finally:
+            self._count(outcome)
             await self._say_goodbye()
 
     def cancel(self) -> None:
@@ -126,6 +141,17 @@ class Generation:
         self._first_token = self._first_token or self._clock()
         for token in tokens:
             self._origins[token.origin] += 1
+
+    def _count(self, outcome: str) -> None:
+        """Into the metrics, once, at the end."""
+        counts = self.session.counts
+        metrics.GENERATIONS.labels(outcome).inc()
+        metrics.RESENDS.inc(counts.resends)
+        metrics.DEGRADED.inc(self.was_degraded)
+        for origin, tokens in self._origins.items():
+            metrics.TOKENS.labels(origin).inc(tokens)
+        for fate in ("applied", "stale", "duplicate", "disagreed", "invalid", "reordered"):
+            metrics.VERDICTS.labels(fate).inc(getattr(counts, fate))
 
     # --- one step --------------------------------------------------------------------------------------------
 

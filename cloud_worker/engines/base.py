@@ -31,7 +31,7 @@ class VerifyRequest:
     """One round: `prefix` are all ids before base (at least one), `draft` the 0..K_max ids to check.
 
     After the round the engine decodes on for `continue_tokens` tokens, or until it draws one of `stop_ids`
-    (which is emitted). A stop id inside the round itself ends nothing: the edge truncates, but no continuation follows it.
+    (which is emitted). A stop id inside the round itself cuts nothing (the edge does), but no continuation follows it.
     """
 
     request_id: str
@@ -47,8 +47,9 @@ class VerifyRequest:
 class VerifyEvent:
     """Draws that became known for a request, in order. The first event of a round holds accepted + 1 draws.
 
-    `rows` are the positions computed for it (prefix tail included), `steps` the forward passes it took part in,
-    `cached` the prefix rows that were not computed again. `done` ends the request. `error` (a sentence) ends it without draws.
+    `rows` are the positions computed for it since its last event (prefix tail and padding included), `steps` the
+    forward passes it took part in, `cached` the prefix rows that were not computed again. `done` ends the request;
+    `error` (a sentence) ends it without draws.
     """
 
     request_id: str
@@ -72,7 +73,7 @@ class Verifier(ABC):
 
     @abstractmethod
     def step(self) -> list[VerifyEvent]:
-        """Advance every queued request by at most one forward pass; [] when nothing became known or nothing is queued."""
+        """Advance every queued request by at most one forward pass; [] when nothing became known."""
 
     @abstractmethod
     def cancel(self, request_id: str) -> None:
