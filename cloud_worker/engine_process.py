@@ -27,7 +27,7 @@ from typing import Any
 import msgpack
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
-from pilotfish.protocol import metrics
+from pilotfish.protocol import cores, metrics
 from pilotfish.protocol.errors import EngineError, ModelError, PilotfishError, RequestRefused
 from pilotfish.protocol.fleet import Vocabulary
 from pilotfish.protocol.messages import Sampling
@@ -340,8 +340,7 @@ class Child:
             self.engine.forget(frame["session"])
 
     def _open(self, spec: EngineSpec) -> None:
-        if spec.cores:
-            os.sched_setaffinity(0, {int(core) for core in spec.cores.split(",")})
+        cores.bind(spec.cores)
         try:
             self.engine, vocabulary = open_verifier(spec)
         except PilotfishError as error:

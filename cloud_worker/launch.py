@@ -5,12 +5,12 @@ The one place of the cloud's side that reads settings. Raises ModelError with th
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pilotfish.cloud_worker.engine_process import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.protocol import cores
 from pilotfish.protocol.errors import ModelError
 from pilotfish.protocol.settings import Settings
 
@@ -24,7 +24,7 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         context=settings.context,
         draft_max=settings.draft_max,
         max_sessions=settings.max_sessions,
-        threads=settings.engine_threads or _cores(settings.cores),
+        threads=settings.engine_threads or len(cores.parse(settings.cores) or cores.available()),
         dtype=settings.dtype,
         kv_cache_gb=max(1, round(settings.kv_cache_gb)),
         cores=settings.cores or "",
@@ -73,7 +73,3 @@ def _existing(path: Path, engine: str) -> Path:
 
 def _model_name(settings: Settings) -> str:
     return Path(settings.target_model).stem if settings.target_model else "demo-target"
-
-
-def _cores(chosen: str | None) -> int:
-    return len(chosen.split(",")) if chosen else len(os.sched_getaffinity(0))

@@ -6,7 +6,6 @@ sentences: no Redis, no worker, a model file that is none, a pair that does not 
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import socket
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
-from pilotfish.protocol import fleet
+from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.broker import EdgeBroker, connect, ping
 from pilotfish.protocol.messages import OnCloudLoss, Sampling
 from pilotfish.protocol.settings import Settings
@@ -52,8 +51,8 @@ def open_drafter(settings: Settings) -> LlamaCppDrafter:
     """The draft model the settings name, else the demo's. Raises ModelError."""
     from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
 
-    bind(settings.cores)
-    threads = settings.draft_threads or len(os.sched_getaffinity(0))
+    cores.bind(settings.cores)
+    threads = settings.draft_threads or len(cores.available())
     return LlamaCppDrafter(draft_path(settings), context=settings.context, sessions=SESSIONS, threads=threads)
 
 
@@ -64,12 +63,6 @@ def draft_path(settings: Settings) -> Path:
     from pilotfish.demo.pair import draft_gguf
 
     return draft_gguf()
-
-
-def bind(cores: str | None) -> None:
-    """Keep this process on the given cores ("0,1"): two engines that share a core slow each other down twentyfold."""
-    if cores:
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
 
 def default_name() -> str:
