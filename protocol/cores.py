@@ -20,7 +20,7 @@ def available() -> list[int]:
 
 
 def parse(cores: str | None) -> list[int]:
-    """ "0,1" as numbers; [] for none."""
+    """The numbers in a list such as "0,1"; [] for none."""
     return [int(core) for core in cores.split(",")] if cores else []
 
 

@@ -9,7 +9,7 @@
     worker  pilotfish_queue_seconds                       -            age of a job when its turn came, on Redis' clock
     worker  pilotfish_verify_seconds                      -            from a job's turn to its verdict
     edge    pilotfish_tokens_total                        origin       committed tokens by who wrote them
-    edge    pilotfish_verdicts_total                      fate         applied, stale, duplicate, disagreed, invalid, reordered
+    edge    pilotfish_verdicts_total                      fate         verdicts: applied, stale, duplicate ...
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
     edge    pilotfish_degraded_total                      -            generations that went on without the cloud
