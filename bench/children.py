@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pilotfish.cli.redis_server import PrivateRedis, private_redis
 from pilotfish.protocol.errors import EngineError
@@ -55,7 +56,7 @@ def child(module: str, *arguments: str, environment: Mapping[str, str] | None = 
         end(process)
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """Ask, wait, kill."""
     process.terminate()
     try:

@@ -53,13 +53,13 @@ class EchoEdge:
                 self._waiting.pop(fields[b"a"]).set_result(None)
 
 
-async def ended(task: asyncio.Task[None]) -> None:
+async def ended(task: asyncio.Task[None], patience_seconds: float = 0.1) -> None:
     """Cancel until it is over; raises what it failed with. Once is not enough: redis-py sends inside of
     `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that arrives together with its result.
     """
     while not task.done():
         task.cancel()
-        await asyncio.wait({task}, timeout=0.1)
+        await asyncio.wait({task}, timeout=patience_seconds)
     if not task.cancelled():
         task.result()
 

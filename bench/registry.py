@@ -9,9 +9,11 @@ from pilotfish.protocol.errors import UsageError
 
 #: name -> "module:function"; the function takes `quick` and returns a Report
 NAMES: Final[dict[str, str]] = {
+    "exact": "pilotfish.bench.exact:run",
     "broker": "pilotfish.bench.broker:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
+    "exact": "exact mode against cloud_only, token by token, on every engine installed",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
 }
 
