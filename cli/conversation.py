@@ -53,6 +53,7 @@ class Conversation:
         self._end()
 
     def _end(self) -> None:
+        self._on_loop(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -111,6 +112,14 @@ class Conversation:
             request="0" * 32, text=text, mode=s.mode, on_cloud_loss=s.on_cloud_loss, max_tokens=s.max_tokens,
             sampling=sampling(s), draft_tokens=s.draft_tokens, deadline_ms=s.deadline_ms,
         )  # fmt: skip
+
+
+async def _cancel_others() -> None:
+    """What is still under way, such as waiting for a worker when Ctrl-C came."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class Talk:

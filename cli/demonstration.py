@@ -230,6 +230,7 @@ def _report(asked: list[Question], both: tuple[Run, Run], difference: str | None
     console.print(comparison(with_draft, without))
     verdict = "the texts are equal, token by token" if difference is None else f"THE TEXTS DIFFER: {difference}"
     console.print(Text(verdict, style="bold green" if difference is None else "bold red"), soft_wrap=True)
+    say("Both models share this machine, so compare steps and rows per token rather than times.")
     sys.stdout.flush()
 
 

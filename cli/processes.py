@@ -11,20 +11,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pilotfish.cli.inspection import text_hash
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import RedisBytes, translated
-from pilotfish.protocol.errors import PilotfishError
+from pilotfish.protocol.errors import Cancelled, PilotfishError
+
+T = TypeVar("T")
 
 READY_SECONDS = 300.0
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
+AGAIN_SECONDS = 5.0  # longer than a clean end takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Children:
         """What `beats` finds once the child beats. If it ends first: raises with its own sentence and exit code."""
         async with asyncio.timeout(READY_SECONDS):
             while not (found := await beats()):
+                check_cancelled()
                 if child.ended:
                     raise _failed(child)
                 await asyncio.sleep(POLL_SECONDS)
@@ -123,8 +127,8 @@ async def agent_is_alive(redis: RedisBytes, tenant: str, name: str) -> str:
 
 
 @asynccontextmanager
-async def stop_signals(*, until_eof: bool = False) -> AsyncIterator[asyncio.Future[int]]:
-    """A future that holds the first SIGTERM or SIGINT, or SIGTERM when standard input ends and `until_eof` is set."""
+async def stop_signals() -> AsyncIterator[asyncio.Future[int]]:
+    """A future that holds the number of the first SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     told: asyncio.Future[int] = loop.create_future()
 
@@ -132,13 +136,42 @@ async def stop_signals(*, until_eof: bool = False) -> AsyncIterator[asyncio.Futu
         if not told.done():
             told.set_result(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    heard = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]
+    for number in heard:  # a background job's Ctrl-C is ignored, and stays so
         loop.add_signal_handler(number, tell, number)
     try:
         yield told
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in heard:
             loop.remove_signal_handler(number)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run for work that a signal cancels between two of its steps; raises Cancelled then."""
+    return asyncio.run(_until_told(work))
+
+
+async def _until_told(work: Coroutine[Any, Any, T]) -> T:
+    async with stop_signals() as told:
+        task = asyncio.ensure_future(work)
+        await either(task, told)
+        if task.done():
+            return task.result()
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=AGAIN_SECONDS)
+        raise Cancelled("stopped")
+
+
+def check_cancelled() -> None:
+    """Raise CancelledError if this task was cancelled and something swallowed it.
+
+    redis-py sends every command through asyncio.wait_for, which on Python 3.11 forgets a cancellation that arrives when
+    the command has just been sent. Loops over Redis call this once a turn.
+    """
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def either(one: asyncio.Future[Any], other: asyncio.Future[Any]) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pilotfish.cli.processes import check_cancelled
 from pilotfish.cli.redis_url import redis_url
 from pilotfish.cli.render import as_json, legend, summary_line, traced, visible
 from pilotfish.protocol.broker import ShellBroker, connect, ping
@@ -135,6 +136,7 @@ async def follow(broker: ShellBroker, answer: Answer, printer: Printer, *, to_en
     """Feed printer and answer with everything said about the request."""
     try:
         async for message in broker.output(answer.request, follow=to_end):
+            check_cancelled()
             if fresh := answer.add(message):
                 printer.pieces(fresh)
     except PilotfishError:

@@ -137,6 +137,7 @@ async def patient_agent(settings: Settings, url: str) -> Agent:
     """An open agent; waits a while for a worker that is still loading. Raises NoWorker when none comes."""
     import asyncio
 
+    from pilotfish.cli.processes import check_cancelled
     from pilotfish.edge_agent.launch import open_agent
     from pilotfish.protocol.errors import NoWorker
 
@@ -151,6 +152,7 @@ async def patient_agent(settings: Settings, url: str) -> Agent:
         if not waiting:
             say(f"no worker yet: waiting {WAIT_SECONDS:.0f} s for one")
         waiting = True
+        check_cancelled()
         await asyncio.sleep(0.25)
 
 

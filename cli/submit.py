@@ -36,16 +36,16 @@ def submit(
     the end, with --trace also each token and who wrote it. Ctrl-C stops the request everywhere. A PROMPT that names an
     existing file is read from it; --text says that it does not.
     """
-    import asyncio
     import json
 
     from pilotfish.cli import requests
+    from pilotfish.cli.processes import run
 
     message = new_prompt(settings, prompt_text(prompt, literal=text), raw=raw)
     if wait:
-        asyncio.run(requests.submit(settings, message, requests.printer(as_json=as_json, trace=trace)))
+        run(requests.submit(settings, message, requests.printer(as_json=as_json, trace=trace)))
         return
-    asyncio.run(requests.send(settings, message))
+    run(requests.send(settings, message))
     print(json.dumps({"request": message.request, "seed": message.sampling.seed}) if as_json else message.request)
 
 
@@ -58,24 +58,22 @@ def result(
     as_json: AsJson = False,
 ) -> None:
     """Print what a submitted prompt has got so far; results are kept for an hour. Exit code 1 if it is unfinished."""
-    import asyncio
-
     from pilotfish.cli import requests
+    from pilotfish.cli.processes import run
 
     checked(request)
     printer = requests.printer(as_json=as_json, trace=trace)
-    asyncio.run(requests.result(settings, request, printer, to_end=wait))
+    run(requests.result(settings, request, printer, to_end=wait))
 
 
 @takes(*BROKER)
 def cancel(settings: Settings, request: Request) -> None:
     """Stop a submitted prompt, on its agent and in the cloud, or before anyone takes it."""
-    import asyncio
-
     from pilotfish.cli import requests
+    from pilotfish.cli.processes import run
 
     checked(request)
-    asyncio.run(requests.cancel(settings, request))
+    run(requests.cancel(settings, request))
 
 
 # --- what was given ------------------------------------------------------------------------------------------

@@ -5,14 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pilotfish.cli import redis_server
 from pilotfish.cli.pair import arguments, some_redis, split_cores
-from pilotfish.cli.processes import Child, Children, stop_signals
-from pilotfish.protocol.errors import PilotfishError
+from pilotfish.cli.processes import Child, Children, check_cancelled, run, stop_signals
+from pilotfish.protocol.errors import Cancelled, PilotfishError
 from pilotfish.protocol.settings import load
 
 STAYS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -69,6 +70,40 @@ async def test_a_signal_is_a_future() -> None:
     async with stop_signals() as told:
         os.kill(os.getpid(), signal.SIGTERM)
         assert await asyncio.wait_for(told, 5) == signal.SIGTERM
+
+
+async def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        async with stop_signals() as told:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await asyncio.wait_for(told, 5) == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_swallowed_cancellation_is_noticed() -> None:
+    """What redis-py does with every command on Python 3.11."""
+    ended: list[str] = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(10)
+        try:
+            check_cancelled()
+            await asyncio.sleep(10)
+        finally:
+            ended.append("told")
+
+    with pytest.raises(Cancelled):
+        run(work())
+    assert ended == ["told"]
+
+
+async def test_nothing_is_noticed_without_a_cancellation() -> None:
+    check_cancelled()
 
 
 def test_a_child_ends_with_its_parent() -> None:

@@ -49,10 +49,13 @@ def test_a_worker_ends_as_it_is_told(redis_url: str, when: str, number: signal.S
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("redis")
-def test_an_agent_that_waits_can_be_stopped(redis_url: str) -> None:
-    with started("agent", redis_url=redis_url, ready="no worker yet") as agent:
-        agent.send_signal(signal.SIGINT)
-        assert agent.wait(30) == 130
+@pytest.mark.parametrize("command", ["agent", "chat"])
+def test_one_that_waits_for_a_worker_can_be_stopped(redis_url: str, command: str) -> None:
+    with started(command, redis_url=redis_url, ready="no worker yet") as waiting:
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(30) == 130
+        assert waiting.stderr
+        assert not waiting.stderr.read()
 
 
 @pytest.mark.slow
