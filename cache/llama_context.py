@@ -107,13 +107,18 @@ class LlamaModel:
 
     # --- text <-> ids --------------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Text to ids. `special`: the text is a rendered template, so special tokens are parsed and none are added."""
+    def tokenize(self, text: str, special: bool = False, opening: bool | None = None) -> list[int]:
+        """Text to ids. `special`: special tokens in the text are parsed, as in a rendered template.
+
+        `opening`: begin with the tokens the vocabulary opens a text with (BOS); by default a plain text does, and a
+        rendered template, which brings its own, does not.
+        """
+        opening = not special if opening is None else opening
         data = text.encode()
         size = len(data) + 8
         while True:
             buffer = (ctypes.c_int32 * size)()
-            n = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, size, not special, special)
+            n = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, size, opening, special)
             if n >= 0:
                 return list(buffer[:n])
             size = -n

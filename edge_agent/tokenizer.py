@@ -6,6 +6,7 @@ serves both; the template is the target's, because the target decides what the t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -38,9 +39,30 @@ class LlamaTokenizer:
         if not chat and isinstance(text, str):
             return self.model.tokenize(text)
         turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        template = self.chat_template
-        rendered = render_chat(template, turns) if template else self.model.apply_chat_template(turns)
-        return self.model.tokenize(rendered, special=True)
+        if any(self._imitates(turn["content"]) for turn in turns):
+            return self._encode_apart(turns)
+        return self.model.tokenize(self._render(turns), special=True)
+
+    def _render(self, turns: Turns) -> str:
+        if self.chat_template:
+            return render_chat(self.chat_template, turns)
+        return self.model.apply_chat_template(turns)
+
+    def _imitates(self, content: str) -> bool:
+        """Whether a text spells a special token."""
+        read = self.model.tokenize(content, special=True, opening=False)
+        return read != self.model.tokenize(content, opening=False)
+
+    def _encode_apart(self, turns: Turns) -> list[int]:
+        """The template around stand-ins is read with special tokens, what people wrote without."""
+        stands = [f"\ue000{index}\ue001" for index in range(len(turns))]
+        rendered = self._render([{**turn, "content": stand} for turn, stand in zip(turns, stands, strict=True)])
+        ids: list[int] = []
+        for index, part in enumerate(re.split("\ue000(\\d+)\ue001", rendered)):
+            written = index % 2 == 1  # every second part is the number of a stand-in
+            text = turns[int(part)]["content"] if written else part
+            ids += self.model.tokenize(text, special=not written, opening=False)
+        return ids
 
     def piece(self, token: int) -> bytes:
         """See `Tokenizer.piece`."""
