@@ -61,6 +61,23 @@ return 1
 DEAD_LETTER_BYTES: Final = 65_536  # of a payload, for people; anyone may send a megabyte of nothing
 SWEEP_COUNT: Final = 16  # jobs taken over from one stream in one sweep
 
+#: answer(KEYS: job stream, reply stream, dead letters; ARGV: group, entry id, reply or "", last, letter's fields...)
+#: A script and not a MULTI: one command to send and one answer to read, on the hottest path there is.
+ANSWER: Final = f"""
+if ARGV[3] ~= '' then
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', {keys.REPLY_MAXLEN}, '*', '{keys.FIELD_MESSAGE}', ARGV[3])
+  redis.call('PEXPIRE', KEYS[2], {keys.REPLY_TTL_MS})
+end
+if #ARGV > 4 then
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', {keys.DLQ_MAXLEN}, '*', unpack(ARGV, 5))
+  redis.call('PEXPIRE', KEYS[3], {keys.DLQ_TTL_MS})
+end
+if ARGV[4] == '1' then
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('XDEL', KEYS[1], ARGV[2])
+end
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -91,6 +108,7 @@ class Ingress:
         self._clock = (0, 0.0)  # Redis ms, our monotonic seconds at the same moment
         self._renew = redis.register_script(RENEW_LEASES)
         self._bury = redis.register_script(BURY)
+        self._answer = redis.register_script(ANSWER)
         self._start_over = redis.register_script(START_OVER)
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -256,23 +274,14 @@ class Ingress:
     # --- answering -------------------------------------------------------------------------------------------
 
     async def reply(self, delivery: Delivery, message: Message | None, *, last: bool = True, dead: str = "") -> None:
-        """XADD the reply and, with `last`, acknowledge and delete the job, all in one MULTI.
+        """Add the reply and, with `last`, acknowledge and delete the job: one script, all of it or nothing.
 
         `message` None acknowledges without a reply (cancel, close). `dead` says why a copy goes to the dead letters.
         """
-        pipe = self.redis.pipeline(transaction=True)
-        if message is not None and delivery.agent:
-            stream = keys.replies(delivery.tenant, delivery.agent)
-            pipe.xadd(stream, {keys.FIELD_MESSAGE: encode(message)}, maxlen=keys.REPLY_MAXLEN, approximate=True)
-            pipe.pexpire(stream, keys.REPLY_TTL_MS)
-        if dead:
-            letters, entry = keys.dead_letters(self.target), _dead_letter(delivery, dead)
-            pipe.xadd(letters, entry, maxlen=keys.DLQ_MAXLEN, approximate=True)
-            pipe.pexpire(letters, keys.DLQ_TTL_MS)
-        if last:
-            pipe.xack(delivery.stream, keys.GROUP_WORKERS, delivery.entry_id)
-            pipe.xdel(delivery.stream, delivery.entry_id)
-        await pipe.execute()
+        streams = [delivery.stream, keys.replies(delivery.tenant, delivery.agent), keys.dead_letters(self.target)]
+        payload = encode(message) if message is not None and delivery.agent else b""
+        letter = _dead_letter(delivery, dead) if dead else ()
+        await self._answer(keys=streams, args=[keys.GROUP_WORKERS, delivery.entry_id, payload, int(last), *letter])
         if last:
             self.release(delivery)
 
@@ -287,13 +296,10 @@ def _name(raw: bytes) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text) else ""
 
 
-def _dead_letter(delivery: Delivery, why: str) -> dict[Any, Any]:
-    return {
-        keys.FIELD_AGENT: delivery.agent,
-        keys.FIELD_MESSAGE: delivery.payload[:DEAD_LETTER_BYTES],
-        "stream": delivery.stream,
-        "why": why,
-    }
+def _dead_letter(delivery: Delivery, why: str) -> tuple[Any, ...]:
+    """Fields and values of the copy."""
+    payload = delivery.payload[:DEAD_LETTER_BYTES]
+    return (keys.FIELD_AGENT, delivery.agent, keys.FIELD_MESSAGE, payload, "stream", delivery.stream, "why", why)
 
 
 def _is_gone(error: Exception) -> bool:
