@@ -53,8 +53,10 @@ class DelayProxy:
         task = asyncio.current_task()
         assert task
         self._connections.add(task)
+        writers = [writer]
         try:
             there_reader, there_writer = await asyncio.open_connection(self.host, self.to_port)
+            writers.append(there_writer)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._carry(reader, there_writer))
                 both.create_task(self._carry(there_reader, writer))
@@ -62,7 +64,8 @@ class DelayProxy:
             pass
         finally:
             self._connections.discard(task)
-            writer.close()
+            for one in writers:
+                one.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One direction: what arrives now leaves half a round trip later, the end of the stream too."""
@@ -84,15 +87,14 @@ class DelayProxy:
 async def _send_when_due(waiting: Chunks, writer: asyncio.StreamWriter) -> None:
     """One after the other, so nothing overtakes; what is due already leaves at once."""
     loop = asyncio.get_running_loop()
-    try:
-        while True:
-            due, data = await waiting.get()
-            await asyncio.sleep(due - loop.time())
-            if not data or writer.is_closing():
-                return
-            writer.write(data)
-    finally:
-        writer.close()
+    while not writer.is_closing():
+        due, data = await waiting.get()
+        await asyncio.sleep(due - loop.time())
+        if not data:
+            with suppress(OSError):
+                writer.write_eof()  # the other direction may still have something to say
+            return
+        writer.write(data)
 
 
 async def _serve(host: str, port: int, rtt_ms: float, listen: int) -> None:
