@@ -34,7 +34,8 @@ def from_cache(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     if len(layout.rows) != layout.batch:
         return layout.unpad(causal(layout.pad(q), k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
     visible = torch.arange(layout.width) <= layout.positions[:, None]
-    seen = F.scaled_dot_product_attention(q.unflatten(1, (-1, groups)), k, v, attn_mask=visible[:, None, None])
+    grouped = q.view(len(q), -1, groups, q.shape[-1])
+    seen = F.scaled_dot_product_attention(grouped, k, v, attn_mask=visible[:, None, None])
     return seen.flatten(1)
 
 

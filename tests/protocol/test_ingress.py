@@ -245,7 +245,10 @@ async def test_reply_and_acknowledgement_are_one_transaction(redis: Redis) -> No
     await ingress.reply(delivery, NO)
     counted = await calls(redis)
     in_the_script = {"xadd": 1, "pexpire": 1, "xack": 1, "xdel": 1}
-    assert {name: n for name, n in counted.items() if not name.startswith(("config", "info"))} == {"evalsha": 1, **in_the_script}
+    assert {name: n for name, n in counted.items() if not name.startswith(("config", "info"))} == {
+        "evalsha": 1,
+        **in_the_script,
+    }
     assert await redis.xlen(delivery.stream) == 0
     assert (await redis.xpending(delivery.stream, keys.GROUP_WORKERS))["pending"] == 0
     assert ingress.held == {}
