@@ -19,6 +19,8 @@
     ├── EngineError                an inference engine failed
     │   └── RequestRefused         the engine will not take this one request; others are unaffected
     └── Cancelled                  the user stopped the request (exit 130)
+
+A command that fails with one of them exits with 1 where the tree names no other code.
 """
 
 from __future__ import annotations
