@@ -50,6 +50,7 @@ def outcome(tally: Tally, *, explained: bool = False) -> Outcome:
     return Outcome("fake", {"T=1": tally}, near_tie.Noise(0, 0.0, 0.0), judged)
 
 
+@pytest.mark.slow
 async def test_honest_workers_do_not_differ(redis_url: str) -> None:
     tally = await compared(redis_url, "", "")
     assert tally.differences == []
@@ -60,6 +61,7 @@ async def test_honest_workers_do_not_differ(redis_url: str) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_a_worker_that_disagrees_is_found_and_the_comparison_goes_on(redis_url: str) -> None:
     tally = await compared(redis_url, "", "flip_rate=0.05,flip_seed=3")
     assert len({difference.item for difference in tally.differences}) > 1

@@ -18,6 +18,7 @@ from pilotfish.protocol.messages import Mode, Sampling
 MODES: tuple[Mode, ...] = ("exact", "cloud_only", "exact", "exact", "cloud_only", "exact")
 
 
+@pytest.mark.slow
 async def test_killing_workers_changes_speed_and_not_text(redis: Redis, redis_url: str) -> None:
     tasks = [
         Task((*PROMPT, n), mode, sampling=Sampling(temperature=1.0, seed=n), max_tokens=200, window=1 + n % 3)

@@ -219,6 +219,7 @@ async def test_a_killed_engine_is_an_answer_and_the_next_job_is_served(redis: Re
 # --- leases --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_job_longer_than_its_lease_runs_once(redis: Redis, redis_url: str) -> None:
     slow = f"step_ms={keys.LEASE_MS + 800}"
     async with worker(redis_url, "w1", slow), worker(redis_url, "w2", slow):
@@ -232,6 +233,7 @@ async def test_a_job_longer_than_its_lease_runs_once(redis: Redis, redis_url: st
         assert await nothing_left(redis)
 
 
+@pytest.mark.slow
 async def test_a_killed_workers_jobs_are_answered_by_a_peer(redis: Redis, redis_url: str) -> None:
     """Picked up from `any` and from its own stream, and one it never saw; then nothing of it is left."""
     own = keys.jobs(TARGET, TENANT, "w1")
@@ -264,6 +266,7 @@ async def _buried(redis: Redis, stream: str) -> bool:
 # --- the end -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_on_sigterm_what_runs_is_answered_and_nothing_more_is_taken(redis: Redis, redis_url: str) -> None:
     own = keys.jobs(TARGET, TENANT, "w1")
     async with worker_process(redis_url, "w1", "step_ms=700") as leaving:
@@ -285,6 +288,7 @@ async def test_on_sigterm_what_runs_is_answered_and_nothing_more_is_taken(redis:
             await wait_until(lambda: _buried(redis, own), "its stream to be buried")
 
 
+@pytest.mark.slow
 async def test_while_a_worker_drains_peers_answer_what_is_sent_to_it(redis: Redis, redis_url: str) -> None:
     async with worker_process(redis_url, "w1", "step_ms=4000") as leaving:
         await send(redis, job(session=session(1)))
@@ -333,6 +337,7 @@ async def _announced(redis: Redis) -> bool:
     return bool(named and await redis.exists(keys.pair(TARGET)))
 
 
+@pytest.mark.slow
 async def test_a_sweep_that_fails_by_a_fault_of_ours_ends_the_worker(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

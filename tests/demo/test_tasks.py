@@ -132,6 +132,7 @@ def test_no_evaluation_question_turns_up_in_training() -> None:
     assert not any(tasks.draw_any(rng)[1].prompt in asked for _ in range(20000))
 
 
+@pytest.mark.slow
 def test_library_files_are_on_one_side_only() -> None:
     sides = {name: corpus.held_out(name) for name, _ in corpus.files()}
     assert {True, False} == set(sides.values())

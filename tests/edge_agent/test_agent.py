@@ -166,6 +166,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_an_agent_that_dies_mid_prompt_leaves_it_to_another_with_the_same_text(
     redis: Redis, redis_url: str
 ) -> None:
@@ -200,6 +201,7 @@ async def test_with_the_last_agent_gone_a_reader_is_told_within_seconds(redis: R
             await asyncio.wait_for(said(redis), 2)
 
 
+@pytest.mark.slow
 async def test_a_draining_agent_finishes_what_it_has_and_takes_no_more(redis: Redis, redis_url: str) -> None:
     shell = ShellBroker(redis, TENANT)
     async with worker(redis_url, model="step_ms=40"), agent(redis_url, prompts=True) as running:

@@ -77,6 +77,7 @@ async def test_redis_restarts_under_a_generation_and_the_text_is_the_same(mode: 
     assert not generation.summary().degraded
 
 
+@pytest.mark.slow
 async def test_without_a_worker_local_text_is_flagged_and_verified_again_when_one_appears(
     redis: Redis, redis_url: str
 ) -> None:

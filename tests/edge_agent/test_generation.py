@@ -269,6 +269,7 @@ async def test_silence_too_is_named() -> None:
         await text(start(Cloud(always=silent), deadline_ms=500))
 
 
+@pytest.mark.slow
 async def test_a_cloud_that_comes_back_before_the_deadline_gives_the_same_text() -> None:
     cloud = Cloud()
     away = NoWorker("no worker")
@@ -288,6 +289,7 @@ async def test_on_cloud_loss_local_the_device_writes_on_and_says_so(act: Any) ->
     assert len(cloud.jobs) == 3, "one try and two more"
 
 
+@pytest.mark.slow
 async def test_when_a_worker_appears_what_follows_is_verified_again() -> None:
     cloud = Cloud(script=[NoWorker("none")] * 3)
     slow = FakeDrafter(fake_target, alpha=0.5, token_ms=5)
