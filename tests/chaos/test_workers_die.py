@@ -7,6 +7,7 @@ import os
 import signal
 from contextlib import AsyncExitStack
 
+import pytest
 from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, text_of, worker_process
 
