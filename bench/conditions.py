@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pilotfish.protocol import cores
+
 PACKAGES = ("pilotfish", "redis", "hiredis", "arq")
 
 
@@ -19,7 +21,7 @@ def conditions(packages: Iterable[str] = (), **more: Any) -> dict[str, Any]:
         "packages": {name: found for name in (*PACKAGES, *packages) if (found := installed(name))},
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
-        "cores": len(available_cores()),
+        "cores": len(cores.available()),
         "load_average": load_average(),
         **more,
     }
@@ -31,13 +33,6 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def available_cores() -> list[int]:
-    """Core numbers this process may use (without an affinity call: all of them)."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def load_average() -> float:

@@ -29,7 +29,8 @@ def run(*, quick: bool = False, pair: Pair | None = None, engines: tuple[str, ..
     stated = _conditions(pair, sizes, chosen)
     outcomes = [measure(engine, pair, sizes) for engine in chosen]
     stated["load_average_after"] = load_average()
-    return Report("exact", stated, {o.engine: figures(o) for o in outcomes}, targets(outcomes))
+    found = {outcome.engine: figures(outcome) for outcome in outcomes}
+    return Report("exact", stated, {**found, "between_engines": between(outcomes)}, targets(outcomes))
 
 
 def _conditions(pair: Pair, sizes: Sizes, engines: tuple[str, ...]) -> dict[str, Any]:
@@ -70,6 +71,15 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "settings": {name: setting_figures(outcome.settings[name]) for name in SETTINGS},
         "shown": outcome.judged[:SHOWN],
     }
+
+
+def between(outcomes: list[Outcome]) -> dict[str, int]:
+    """How many texts all engines drew alike: their numbers differ in the last bits, so nothing promises all."""
+    texts = [
+        [(name, item, text) for name, tally in outcome.settings.items() for item, text in tally.texts.items()]
+        for outcome in outcomes
+    ]
+    return {"engines": len(texts), "texts": len(texts[0]), "alike": len(set(texts[0]).intersection(*texts[1:]))}
 
 
 def setting_figures(tally: Tally) -> dict[str, Any]:

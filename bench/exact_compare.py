@@ -47,13 +47,13 @@ class Difference:
 
 @dataclass(slots=True)
 class Tally:
-    """What a setting came to. `texts` are prompt and answer of cloud_only, for measuring noise on."""
+    """What a setting came to. `texts`: item -> prompt and answer of cloud_only."""
 
     tokens: int = 0
     differences: list[Difference] = field(default_factory=list)
     costs: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     right: list[bool] = field(default_factory=list)
-    texts: list[tuple[int, ...]] = field(default_factory=list)
+    texts: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def add(self, mode: str, summary: Summary) -> None:
         """Count what one generation cost."""
@@ -123,7 +123,7 @@ def first_difference(exact: Sequence[int], cloud: Sequence[int]) -> int | None:
 
 def note_answer(agent: Agent, item: Item, ids: Sequence[int], tally: Tally) -> None:
     """Whether the target's answer is right, and its ids."""
-    tally.texts.append((*item.prompt, *ids))
+    tally.texts[item.number] = (*item.prompt, *ids)
     if item.answer is not None:
         said = b"".join(agent.tokenizer.piece(token) for token in ids if token not in agent.stop_ids)
         tally.right.append(said == item.answer.encode())

@@ -15,7 +15,6 @@ from typing import Any
 
 from pilotfish.bench import near_tie
 from pilotfish.bench.children import own_redis
-from pilotfish.bench.conditions import available_cores
 from pilotfish.bench.exact_compare import CONCURRENT, Difference, Item, Tally, compare_all
 from pilotfish.bench.logit_probe import Ask, Probe
 from pilotfish.bench.sides import agent, edge_cores, engine_cores, on_cores, worker
@@ -23,7 +22,7 @@ from pilotfish.cloud_worker.engine_process import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
-from pilotfish.protocol import fleet
+from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.messages import Sampling
 
 CONTEXT, DRAFT_MAX, THREADS_MAX = 512, 8, 4
@@ -57,7 +56,7 @@ class Pair:
 class Sizes:
     """Every `stride`-th prompt of each family, and how long answers may get."""
 
-    stride: int = 1
+    stride: int = 2
     task_tokens: int = 48
     code_tokens: int = 96
 
@@ -85,21 +84,23 @@ class Outcome:
 def measure(engine: str, pair: Pair, sizes: Sizes) -> Outcome:
     """Generate, compare, judge."""
     outcome, spec = Outcome(engine), engine_spec(engine, pair)
-    with own_redis() as server, on_cores(edge_cores()):
+    with own_redis() as server:
         asyncio.run(_generate(server.url, spec, pair, sizes, outcome))
-        with Probe(spec) as probe:
-            texts = sorted((text for tally in outcome.settings.values() for text in tally.texts), key=len)
-            outcome.noise = near_tie.measure(probe, texts[:: max(1, len(texts) // NOISE_TEXTS)])
-            outcome.judged = [judge(probe, difference, outcome.noise) for difference in outcome.differences]
+    with Probe(spec) as probe:
+        texts = sorted((text for tally in outcome.settings.values() for text in tally.texts.values()), key=len)
+        outcome.noise = near_tie.measure(probe, texts[:: max(1, len(texts) // NOISE_TEXTS)])
+        outcome.judged = [judge(probe, difference, outcome.noise) for difference in outcome.differences]
     return outcome
 
 
 async def _generate(url: str, spec: EngineSpec, pair: Pair, sizes: Sizes, outcome: Outcome) -> None:
     lines = pair.questions.read_text(encoding="utf-8").splitlines()
-    async with worker(WorkerSpec(url, spec)), agent_with(url, pair.draft_gguf) as running:
-        items = await questions(running, lines, sizes)
-        for name, sampling in SETTINGS.items():
-            outcome.settings[name] = await compare_all(running, items, name, sampling)
+    async with worker(WorkerSpec(url, spec)):
+        with on_cores(edge_cores()):
+            async with agent_with(url, pair.draft_gguf) as running:
+                items = await questions(running, lines, sizes)
+                for name, sampling in SETTINGS.items():
+                    outcome.settings[name] = await compare_all(running, items, name, sampling)
 
 
 def agent_with(url: str, draft: Path) -> AbstractAsyncContextManager[Agent]:
@@ -130,11 +131,11 @@ def judge(probe: Probe, difference: Difference, noise: near_tie.Noise) -> dict[s
 
 def engine_spec(engine: str, pair: Pair) -> EngineSpec:
     """float32, its own cores."""
-    cores = engine_cores()
+    own = engine_cores()
     model = pair.target_dir if engine == "vllm" else pair.target_gguf
     return EngineSpec(
         engine, str(model), context=CONTEXT, draft_max=DRAFT_MAX, max_sessions=2 * CONCURRENT,
-        threads=min(THREADS_MAX, len(cores) or len(available_cores())), cores=",".join(map(str, cores)),
+        threads=min(THREADS_MAX, len(own) or len(cores.available())), cores=",".join(map(str, own)),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from pilotfish.bench.children import end
 from pilotfish.cloud_worker.engine_process import EngineSpec, open_verifier
 from pilotfish.cloud_worker.engines.base import Verifier, VerifyRequest
+from pilotfish.protocol import cores
 from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Sampling
 from pilotfish.protocol.sampling import Float32s
@@ -162,8 +163,7 @@ def main() -> None:
     out: IO[bytes] = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     spec = EngineSpec(**receive(sys.stdin.buffer))
-    if spec.cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core) for core in spec.cores.split(",")})
+    cores.bind(spec.cores)
     heard = Overheard()
     heard.listen(spec.engine)
     engine, _ = open_verifier(spec)

@@ -8,40 +8,37 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 
 from pilotfish.bench.children import STOP_SECONDS
-from pilotfish.bench.conditions import available_cores
 from pilotfish.bench.echo import ended
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.cloud_worker.worker import run as run_worker
 from pilotfish.edge_agent.agent import Agent, new_boot
 from pilotfish.edge_agent.drafters.base import Drafter
 from pilotfish.edge_agent.tokenizer import Tokenizer
-from pilotfish.protocol import fleet, keys
+from pilotfish.protocol import cores, fleet, keys
 from pilotfish.protocol.broker import EdgeBroker, connect
 
 
 def engine_cores() -> list[int]:
     """The upper half of the machine, [] (anywhere) if there is one core or no way to bind."""
-    cores = available_cores()
-    return cores[len(cores) // 2 :] if len(cores) > 1 and hasattr(os, "sched_setaffinity") else []
+    usable = cores.available()
+    return usable[len(usable) // 2 :] if len(usable) > 1 and hasattr(os, "sched_setaffinity") else []
 
 
 def edge_cores() -> list[int]:
     """What the engine leaves."""
-    return [core for core in available_cores() if core not in engine_cores()]
+    return [core for core in cores.available() if core not in engine_cores()]
 
 
 @contextmanager
-def on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """Keep this process on some cores: two engines that share one slow each other down twentyfold."""
-    if not cores or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
+def on_cores(chosen: Sequence[int]) -> Iterator[None]:
+    """Keep this thread and those it starts on some cores; what it starts cannot leave them, so start engines before."""
+    before = cores.available()
+    cores.bind(",".join(map(str, chosen)))
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, before)
 
 
 @asynccontextmanager
