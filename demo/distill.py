@@ -21,7 +21,7 @@ from pilotfish.demo.batches import Batch, Source, batch_of
 from pilotfish.demo.model import LanguageModel
 
 TASK_NEW, CODE_NEW = 72, 80
-OWN_SHARE = 0.65  # of the steps; the rest sees fresh text, judged by the target all the same
+OWN_SHARE = 0.75  # of the steps; the rest sees fresh text, judged by the target all the same
 SHARP = 0.5  # weight of the target's best token beside its whole distribution
 
 Example = tuple[list[int], int]  # ids, and how many of them are the prompt
@@ -92,6 +92,6 @@ def losses(
     else:
         task, code = source.task_batch(task_tokens), source.code_batch(code_tokens)
     return [
-        ("tasks", 0.6, lambda draft: distance(draft, teacher, task)),
-        ("code", 0.4, lambda draft: distance(draft, teacher, code)),
+        ("tasks", 0.45, lambda draft: distance(draft, teacher, task)),
+        ("code", 0.55, lambda draft: distance(draft, teacher, code)),
     ]

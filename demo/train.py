@@ -147,7 +147,7 @@ def next_losses(args: argparse.Namespace, seed: int) -> Callable[[], list[tuple[
     teacher = store.load(args.teacher)
     make = lambda: distill.own_text(teacher, source, args.own_tasks, args.own_code)  # noqa: E731
     lessons = distill.cached_own_text(args.work / "own_text.json", make)
-    return lambda: distill.losses(teacher, lessons, source, 1800, 1400)
+    return lambda: distill.losses(teacher, lessons, source, 1400, 1900)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -155,13 +155,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    if args.compile:
-        Block.forward = torch.compile(Block.forward, dynamic=True)  # type: ignore[method-assign]
     trainer = Trainer(LanguageModel(SHAPES[args.model]), args.minutes * 60)
     checkpoint = args.work / f"{args.model}.pt"
     if args.resume:
         trainer.restore(checkpoint)
-    trainer.run(next_losses(args, args.seed + trainer.step), checkpoint, args.every)
+    supply = next_losses(args, args.seed + trainer.step)
+    if args.compile:  # only now: writing the draft's lessons is no work for the compiler
+        Block.forward = torch.compile(Block.forward, dynamic=True)  # type: ignore[method-assign]
+    trainer.run(supply, checkpoint, args.every)
     store.save(trainer.model, args.out / args.model)
     store.copy_tokenizer(args.tokenizer, args.out / args.model)
 
