@@ -25,7 +25,7 @@ from pilotfish.demo import distill, store
 from pilotfish.demo import tokenizer as tok
 from pilotfish.demo.batches import Batch, Source
 from pilotfish.demo.model import Block, LanguageModel
-from pilotfish.demo.pair import MODELS_DIR, TARGET_DIR
+from pilotfish.demo.pair import MODELS_DIR, TARGET_DIR, cache_dir
 from pilotfish.demo.shape import DRAFT, TARGET
 
 SHAPES = {"target": TARGET, "draft": DRAFT}
@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--compile", action="store_true", help="compile the layers: a minute's wait, then 1.4 x as fast")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--work", type=Path, default=Path("train"), help="folder for checkpoints")
+    p.add_argument("--work", type=Path, default=cache_dir() / "train", help="folder for checkpoints")
     p.add_argument("--out", type=Path, default=MODELS_DIR, help="folder that receives MODEL/model.safetensors")
     p.add_argument("--teacher", type=Path, default=TARGET_DIR, help="target folder, for the draft")
     p.add_argument("--tokenizer", type=Path, default=TARGET_DIR, help="folder of the shared tokenizer")
