@@ -170,6 +170,7 @@ class Verification:
                 async for event in events:
                     verdict = self._verdict(ticket, history, event, seq, started)
                     await answer(verdict, event.done)
+                    self._count(ticket, event, seq, verdict.engine_ms / 1000)
                     history.extend(event.draws)
                     known.ids = history.ids[:]
                     if seq == 0 and event.accepted < len(request.draft):
@@ -185,7 +186,6 @@ class Verification:
     def _verdict(self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, started: float) -> Verdict:
         job, base = ticket.job, len(history)
         engine_seconds = asyncio.get_running_loop().time() - started
-        self._count(ticket, event, seq, engine_seconds)
         return Verdict(
             boot=job.boot,
             session=job.session,

@@ -101,8 +101,8 @@ class StreamWorker(Worker):
             raise asyncio.CancelledError("drained")
 
     async def _wait_for_jobs(self) -> None:
-        """One pick-up, in a task of its own, so that a drain can call it off."""
-        self._picking = asyncio.create_task(self._through(self._pick_up))
+        """Pick-ups in a task of their own, so that a drain can call them off; one task for many, for speed."""
+        self._picking = asyncio.create_task(self._pick_up_while_there_is_room())
         try:
             await asyncio.wait({self._picking})
         finally:
@@ -110,9 +110,14 @@ class StreamWorker(Worker):
         if not self._picking.cancelled():
             self._picking.result()
 
+    async def _pick_up_while_there_is_room(self) -> None:
+        while self.credit and self._sweeper and not self._sweeper.done():
+            await self._through(self._pick_up)
+
     async def _pick_up(self) -> None:
         for delivery in await self.ingress.pick_up(self.credit, keys.BLOCK_MS):
             self.begin(delivery)
+        await asyncio.sleep(0)  # the jobs begin first, then the next pick-up is sent
 
     async def _sweep_for_ever(self) -> None:
         """Leases every SWEEP_MS, the beat every BEAT_EVERY_MS, arq's own queue every second."""

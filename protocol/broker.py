@@ -19,6 +19,7 @@ from pilotfish.protocol import keys
 from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
+from pilotfish.protocol.wire import Wire, entries
 
 log = logging.getLogger("pilotfish.broker")
 
@@ -110,16 +111,17 @@ class EdgeBroker:
     def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str) -> None:
         self.redis, self.tenant, self.agent, self.boot = redis, tenant, agent, boot
         self._cursor = b"0-0"
+        self._wire = Wire(redis, SOCKET_SECONDS)
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         """XADD NOMKSTREAM to the worker that served last, else to `any`. Returns the entry's id.
 
         Raises NoWorker when no worker of the target has opened its streams (or Redis lost them).
         """
-        entry: dict[Any, Any] = {keys.FIELD_AGENT: self.agent, keys.FIELD_MESSAGE: encode(message)}
+        entry = (keys.FIELD_AGENT, self.agent, keys.FIELD_MESSAGE, encode(message))
         for name in dict.fromkeys((worker or keys.ANY, keys.ANY)):
             with translated():
-                added = await self.redis.xadd(keys.jobs(target, self.tenant, name), entry, nomkstream=True)
+                added = await self._wire.call("XADD", keys.jobs(target, self.tenant, name), "NOMKSTREAM", "*", *entry)
             if added is not None:
                 return bytes(added)
         raise NoWorker(f"no worker serves target {target}: start one with `pilotfish worker`")
@@ -134,7 +136,8 @@ class EdgeBroker:
             try:
                 if unsure:
                     await self._start_over_if_behind(stream)
-                got = await self.redis.xread({stream: self._cursor}, count=64, block=keys.BLOCK_MS)
+                read = ("XREAD", "COUNT", 64, "BLOCK", keys.BLOCK_MS, "STREAMS", stream, self._cursor)
+                got = entries(await self._wire.call(*read))
             except (rx.RedisError, OSError) as error:
                 if pause == PAUSE_SECONDS:
                     log.warning("no replies for now, Redis is away: %s", error)
@@ -142,10 +145,11 @@ class EdgeBroker:
                 pause, unsure = min(PAUSE_MAX_SECONDS, pause * 2), True
                 continue
             pause, unsure = PAUSE_SECONDS, not got
-            for _, entries in got:
-                for entry_id, fields in entries:
+            for _, found in got:
+                for entry_id, fields in found:
                     self._cursor = entry_id
                     yield read_entry(fields, ToEdge)
+            await asyncio.sleep(0)  # those who waited go on first, then the next read is sent
 
     async def _start_over_if_behind(self, stream: str) -> None:
         """A stream whose newest id lies before our cursor is a new stream: Redis restarted, or its clock went back."""

@@ -16,9 +16,10 @@ from typing import Any, Final
 import redis.exceptions as rx
 
 from pilotfish.protocol import keys
-from pilotfish.protocol.broker import RedisBytes, ensure_group
+from pilotfish.protocol.broker import SOCKET_SECONDS, RedisBytes, ensure_group
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.messages import Message
+from pilotfish.protocol.wire import Wire, entries
 
 #: renew_leases(KEYS: streams; ARGV: group, consumer, then (stream index, entry id)...) -> how many are still ours.
 #: XCLAIM alone would steal a job back from the peer that took it over. A stream that is gone holds up no other.
@@ -109,6 +110,7 @@ class Ingress:
         self._renew = redis.register_script(RENEW_LEASES)
         self._bury = redis.register_script(BURY)
         self._answer = redis.register_script(ANSWER)
+        self._wire = Wire(redis, SOCKET_SECONDS)
         self._start_over = redis.register_script(START_OVER)
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -188,15 +190,14 @@ class Ingress:
         streams = self._streams([self.worker, keys.ANY])
         share = max(1, count // max(1, len(streams)))
         try:
-            got = await self.redis.xreadgroup(
-                keys.GROUP_WORKERS, self.worker, dict.fromkeys(streams, ">"), count=share, block=block_ms
-            )
+            options = ("COUNT", share, "BLOCK", block_ms, "STREAMS", *streams, *(">" for _ in streams))
+            got = entries(await self._wire.call("XREADGROUP", "GROUP", keys.GROUP_WORKERS, self.worker, *options))
         except rx.ResponseError as error:
             if not _is_gone(error):
                 raise
             await self.open()  # Redis restarted empty, or peers thought us dead and buried our streams
             return []
-        return [self._hold(stream.decode(), *entry) for stream, entries in got or () for entry in entries]
+        return [self._hold(stream.decode(), *entry) for stream, found in got for entry in found]
 
     async def sweep(self, room: int) -> list[Delivery]:
         """Renew our leases; with `room`, take over those that ran out and what dead peers left. Once in SWEEP_MS."""
@@ -281,7 +282,11 @@ class Ingress:
         streams = [delivery.stream, keys.replies(delivery.tenant, delivery.agent), keys.dead_letters(self.target)]
         payload = encode(message) if message is not None and delivery.agent else b""
         letter = _dead_letter(delivery, dead) if dead else ()
-        await self._answer(keys=streams, args=[keys.GROUP_WORKERS, delivery.entry_id, payload, int(last), *letter])
+        told = [len(streams), *streams, keys.GROUP_WORKERS, delivery.entry_id, payload, int(last), *letter]
+        try:
+            await self._wire.call("EVALSHA", self._answer.sha, *told)
+        except rx.NoScriptError:
+            await self._wire.call("EVAL", ANSWER, *told)
         if last:
             self.release(delivery)
 

@@ -48,6 +48,7 @@ def refusal(number: int) -> Refusal:
 
 async def test_publishing_is_exactly_one_command(redis: Redis, edge: EdgeBroker) -> None:
     await open_stream(redis)
+    await edge.publish(TARGET, "", job())  # opens its connection
     await redis.config_resetstat()
     await edge.publish(TARGET, "", job())
     counted = await calls(redis)
