@@ -90,7 +90,8 @@ def test_other_number_types_are_refused(tiny: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("folder", [demo_pair.DRAFT_DIR, demo_pair.TARGET_DIR], ids=["draft", "target"])
 def test_llama_cpp_and_torch_compute_the_same_logits(folder: Path, tmp_path: Path) -> None:
-    torch, llama_cpp = pytest.importorskip("torch"), pytest.importorskip("llama_cpp")
+    torch = pytest.importorskip("torch")
+    from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Row
     from pilotfish.demo import store
     from pilotfish.demo import tokenizer as tok
     from pilotfish.demo.layout import Layout
@@ -100,19 +101,7 @@ def test_llama_cpp_and_torch_compute_the_same_logits(folder: Path, tmp_path: Pat
     ids = tok.load(folder).encode(tok.chat("Add 348 and 57."), add_special_tokens=False).ids
     with torch.inference_mode():
         ours = store.load(folder)(torch.tensor(ids), Layout.of_lengths([len(ids)])).numpy()
-    theirs = llama_cpp.Llama(
-        str(tmp_path / "model.gguf"),
-        n_ctx=64,
-        n_threads=1,
-        n_threads_batch=1,
-        logits_all=True,
-        verbose=False,
-        type_k=0,
-        type_v=0,
-        flash_attn=False,
-    )
-    theirs.eval(ids)
-    other = np.array(theirs.scores[: len(ids)])
-    theirs.close()
-    assert np.abs(ours - other).max() < 1e-3
-    assert np.array_equal(ours.argmax(-1), other.argmax(-1))
+    with LlamaModel(tmp_path / "model.gguf") as model, LlamaContext(model, n_ctx=64) as context:
+        theirs = np.array(context.decode([Row(token, at, 0, True) for at, token in enumerate(ids)]))
+    assert np.abs(ours - theirs).max() < 1e-3
+    assert np.array_equal(ours.argmax(-1), theirs.argmax(-1))
