@@ -17,6 +17,7 @@ from typing import Any
 
 import msgpack
 import redis.exceptions as rx
+import stamina
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
@@ -146,20 +147,18 @@ class StreamWorker(Worker):
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
         try:
-            return await step()
+            await step()
+            return
         except (rx.RedisError, BrokerError) as error:
             log.warning("Redis is away or unwell (%s): waiting for it", error)
-        pause = PAUSE_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(PAUSE_MAX_SECONDS, pause * 2)
-            try:
+        await asyncio.sleep(
+            PAUSE_SECONDS
+        )  # one that answers our opening and refuses the step is not asked in a hot loop
+        pauses = {"wait_initial": PAUSE_SECONDS, "wait_max": PAUSE_MAX_SECONDS}
+        async for attempt in stamina.retry_context((rx.RedisError, BrokerError), attempts=None, timeout=None, **pauses):
+            with attempt:
                 await self.ingress.open()
-            except (rx.RedisError, BrokerError) as error:
-                log.info("still waiting: %s", error)
-            else:
-                log.warning("Redis is back")
-                return None
+        log.warning("Redis is back")
 
     # --- one job ---------------------------------------------------------------------------------------------
 
