@@ -153,7 +153,7 @@ class StreamWorker(Worker):
             log.warning("Redis is away or unwell (%s): waiting for it", error)
         await asyncio.sleep(
             PAUSE_SECONDS
-        )  # one that answers our opening and refuses the step is not asked in a hot loop
+        )  # no hot loop, should Redis open our streams and refuse the step
         pauses = {"wait_initial": PAUSE_SECONDS, "wait_max": PAUSE_MAX_SECONDS}
         async for attempt in stamina.retry_context((rx.RedisError, BrokerError), attempts=None, timeout=None, **pauses):
             with attempt:
