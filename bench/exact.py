@@ -102,7 +102,7 @@ def cost_figures(counts: Counter[str]) -> dict[str, Any]:
         "accepted_of_drafted": _per(counts["accepted"], drafted),
         "tokens_per_round": _per(tokens, rounds),
         "draft_ms_per_token": _per(counts["draft_ms"], drafted),
-        "engine_ms_per_round": _per(counts["cloud_ms"], rounds),
+        "engine_ms_per_round": _per(counts["cloud_ms"], rounds) if drafted else None,  # a continuation is no round
         "rows_per_token": _per(counts["cloud_rows"], tokens),
         "steps_per_token": _per(counts["cloud_steps"], tokens),
     }
