@@ -382,7 +382,12 @@ def main() -> None:
         signal.signal(signum, signal.SIG_IGN)
     os.dup2(2, 1)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
-        Child(connection).run()
+        child = Child(connection)
+        child.run()
+        if child.engine:
+            child.engine.close()
+    sys.stderr.flush()
+    os._exit(0)  # Triton's bindings would report a hundred lines of leaks on the way out
 
 
 if __name__ == "__main__":

@@ -164,13 +164,17 @@ class Verification:
     async def _run(self, ticket: Ticket, known: Known, history: History, answer: Answer) -> None:
         """Ask the engine. What this worker knows of the session changes only with verdicts that have left."""
         request, seq, done = _request(ticket, known), 0, False
-        known.running, started = request.request_id, asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        known.running, started = request.request_id, clock()
+        since = started
         try:
             async with aclosing(coalesced(self.engine.stream(request), COALESCE_SECONDS)) as events:
                 async for event in events:
-                    verdict = self._verdict(ticket, history, event, seq, started)
+                    now = clock()
+                    verdict = self._verdict(ticket, history, event, seq, now - since)
+                    since = now
                     await answer(verdict, event.done)
-                    self._count(ticket, event, seq, verdict.engine_ms / 1000)
+                    self._count(ticket, event, seq, now - started)
                     history.extend(event.draws)
                     known.ids = history.ids[:]
                     if seq == 0 and event.accepted < len(request.draft):
@@ -183,9 +187,11 @@ class Verification:
         finally:
             known.running = ""
 
-    def _verdict(self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, started: float) -> Verdict:
+    def _verdict(
+        self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, engine_seconds: float
+    ) -> Verdict:
+        """`engine_seconds`: since the job's turn, or since its chunk before this one."""
         job, base = ticket.job, len(history)
-        engine_seconds = asyncio.get_running_loop().time() - started
         return Verdict(
             boot=job.boot,
             session=job.session,

@@ -151,9 +151,7 @@ class StreamWorker(Worker):
             return
         except (rx.RedisError, BrokerError) as error:
             log.warning("Redis is away or unwell (%s): waiting for it", error)
-        await asyncio.sleep(
-            PAUSE_SECONDS
-        )  # no hot loop, should Redis open our streams and refuse the step
+        await asyncio.sleep(PAUSE_SECONDS)  # no hot loop, should Redis open our streams and refuse the step
         pauses = {"wait_initial": PAUSE_SECONDS, "wait_max": PAUSE_MAX_SECONDS}
         async for attempt in stamina.retry_context((rx.RedisError, BrokerError), attempts=None, timeout=None, **pauses):
             with attempt:

@@ -102,7 +102,7 @@ class Verdict(Message):
     """The target's draws for [base, base + len(draws)); the first `accepted` equal the draft.
 
     A continuation answers in chunks: `seq` counts them, each with its own base and digest; `last` ends the job.
-    `rows` and `steps` are what the engine computed for this message, `cached` the prefix rows it did not.
+    `rows`, `steps` and `engine_ms` are what the engine spent on this message, `cached` the prefix rows it left out.
     """
 
     type: Literal["verdict"] = "verdict"

@@ -132,6 +132,17 @@ async def test_a_continuation_comes_in_chunks_that_join_on(desk: Desk) -> None:
     assert ids == [*PROMPT, *draws(PROMPT, 41)]
 
 
+async def test_the_chunks_of_a_continuation_share_its_time_and_do_not_add_it_up(desk: Desk) -> None:
+    desk.engine.verifier = FakeVerifier(step_ms=30)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await desk.handle("r", job(PROMPT, continue_tokens=4))
+    passed_ms = (clock() - began) * 1000
+    chunks = [said for said, _ in desk.answers["r"]]
+    assert len(chunks) > 2
+    assert 100 < sum(chunk.engine_ms for chunk in chunks) <= passed_ms
+
+
 # --- refusals that never reach the engine --------------------------------------------------------------------
 
 
