@@ -8,8 +8,13 @@ thread of one process (`engine_process.py`), and knows nothing of Redis, session
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Container
 from dataclasses import dataclass, field
 
+import numpy as np
+from pydantic import ValidationError
+
+from pilotfish.protocol.errors import RequestRefused
 from pilotfish.protocol.messages import Sampling
 
 
@@ -60,6 +65,39 @@ class VerifyEvent:
     cached: int = 0
     done: bool = True
     error: str = ""
+
+
+def check_request(request: VerifyRequest, info: EngineInfo, running: Container[str]) -> None:
+    """Raise RequestRefused, with the sentence, unless an engine described by `info` can serve the request."""
+    drafted = len(request.draft)
+    total = len(request.prefix) + drafted + 1 + request.continue_tokens
+    if request.request_id in running:
+        raise RequestRefused(f"Request {request.request_id} is already running; give each round its own id.")
+    if not request.prefix:
+        raise RequestRefused("The prefix is empty; send at least one token.")
+    if drafted > info.draft_max:
+        raise RequestRefused(f"A draft of {drafted} exceeds this worker's {info.draft_max}; send a shorter one.")
+    if request.continue_tokens < 0 or total > info.context:
+        raise RequestRefused(
+            f"{len(request.prefix)} + {drafted} + 1 + {request.continue_tokens} tokens (prefix, draft, draw, "
+            f"continuation) do not fit the target's context of {info.context}; shorten the prompt or the answer."
+        )
+    _check_ids([*request.prefix, *request.draft], info.vocab_size)
+    try:
+        Sampling.model_validate(request.sampling.model_dump())
+    except ValidationError as error:
+        field_name = error.errors()[0]["loc"][0]
+        raise RequestRefused(f"The sampling parameters are impossible: {field_name} is out of range.") from error
+
+
+def _check_ids(ids: list[int], vocab_size: int) -> None:
+    """Refuse what is no token id. An id outside the vocabulary would index past the embedding table."""
+    array = np.asarray(ids)
+    if array.dtype.kind != "i" or array.ndim != 1:
+        raise RequestRefused("The token ids are not a list of integers; send ids of the target's vocabulary.")
+    outside = array[(array < 0) | (array >= vocab_size)]
+    if outside.size:
+        raise RequestRefused(f"Token id {outside[0]} is not in the target's vocabulary of {vocab_size}.")
 
 
 class Verifier(ABC):

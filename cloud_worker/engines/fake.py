@@ -13,8 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
-from pilotfish.protocol.errors import RequestRefused
+from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
 from pilotfish.protocol.messages import Sampling
 
 FailOn = Callable[[VerifyRequest], "str | Exception | None"]
@@ -90,27 +89,8 @@ class FakeVerifier(Verifier):
 
     def submit(self, request: VerifyRequest) -> None:
         """Queue one request. Raises RequestRefused (with the sentence) if it can never be served."""
-        self._check(request)
+        check_request(request, self.info, self._rounds)
         self._rounds[request.request_id] = _Round(request, list(request.prefix), request.continue_tokens)
-
-    def _check(self, request: VerifyRequest) -> None:
-        info = self.info
-        total = len(request.prefix) + len(request.draft) + 1 + request.continue_tokens
-        if request.request_id in self._rounds:
-            raise RequestRefused(f"Request {request.request_id} is already running.")
-        if not request.prefix:
-            raise RequestRefused("The prefix is empty; send at least one token.")
-        if len(request.draft) > info.draft_max:
-            raise RequestRefused(
-                f"A draft of {len(request.draft)} exceeds this worker's {info.draft_max}; send a shorter one."
-            )
-        if total > info.context:
-            raise RequestRefused(
-                f"{total} tokens exceed the target's context of {info.context}; shorten the prompt or the answer."
-            )
-        bad = next((i for i in (*request.prefix, *request.draft) if not 0 <= i < info.vocab_size), None)
-        if bad is not None:
-            raise RequestRefused(f"Token id {bad} is not in the target's vocabulary of {info.vocab_size}.")
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored."""

@@ -16,8 +16,8 @@ import numpy as np
 from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits
 from pilotfish.cache.llama_library import library_version
 from pilotfish.cache.llama_sequences import SPARE, Part, Sequences, Slot
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
-from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
+from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
+from pilotfish.protocol.errors import EngineError, ModelError
 from pilotfish.protocol.sampling import draw
 
 _BATCH = 512  # rows of one pass at most
@@ -80,28 +80,9 @@ class LlamaCppVerifier(Verifier):
 
     def submit(self, request: VerifyRequest) -> None:
         """Queue one request. Raises RequestRefused (with the sentence) if it can never be served."""
-        self._check(request)
+        check_request(request, self.info, self._rounds)
         ids = [*request.prefix, *request.draft]
         self._rounds[request.request_id] = _Round(request, ids, len(request.draft) + 1, request.continue_tokens)
-
-    def _check(self, request: VerifyRequest) -> None:
-        info = self.info
-        if request.request_id in self._rounds:
-            raise RequestRefused(f"Request {request.request_id} is already running.")
-        if not request.prefix:
-            raise RequestRefused("The prefix is empty; send at least one token.")
-        if len(request.draft) > info.draft_max:
-            raise RequestRefused(
-                f"A draft of {len(request.draft)} exceeds this worker's {info.draft_max}; send a shorter one."
-            )
-        total = len(request.prefix) + len(request.draft) + 1 + request.continue_tokens
-        if total > info.context:
-            raise RequestRefused(
-                f"{total} tokens exceed the target's context of {info.context}; shorten the prompt or the answer."
-            )
-        for i in (*request.prefix, *request.draft):
-            if not 0 <= i < info.vocab_size:
-                raise RequestRefused(f"Token id {i} is not in the target's vocabulary of {info.vocab_size}.")
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored. What it computed stays with its session."""

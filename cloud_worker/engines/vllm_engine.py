@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from pydantic import ValidationError
-
 from pilotfish.cloud_worker.engines import vllm_start
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
-from pilotfish.protocol.errors import EngineError, RequestRefused
+from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
+from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Sampling
 
 if TYPE_CHECKING:
@@ -129,7 +126,7 @@ class VllmVerifier(Verifier):
         from vllm import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        self._check(request)
+        check_request(request, self.info, self._rounds)
         round_ = Round.of(request)
         engine_request = EngineCoreRequest(
             request_id=request.request_id,
@@ -180,36 +177,3 @@ class VllmVerifier(Verifier):
         if output.finish_reason is not None:
             del self._rounds[output.request_id]
         return round_.event(output.request_id, list(output.new_token_ids), output.finish_reason is not None)
-
-    def _check(self, request: VerifyRequest) -> None:
-        """Raise RequestRefused unless the engine can serve it."""
-        drafted, info = len(request.draft), self.info
-        length = len(request.prefix) + drafted + 1 + request.continue_tokens
-        if request.request_id in self._rounds:
-            raise RequestRefused(f"Request {request.request_id} is already running; give each round its own id.")
-        if not request.prefix:
-            raise RequestRefused("The prefix is empty; send at least one token.")
-        if drafted > info.draft_max:
-            raise RequestRefused(f"A draft of {drafted} exceeds this worker's {info.draft_max}; send a shorter one.")
-        if request.continue_tokens < 0 or length > info.context:
-            raise RequestRefused(
-                f"{len(request.prefix)} + {drafted} + 1 + {request.continue_tokens} tokens (prefix, draft, draw, "
-                f"continuation) do not fit the target's context of {info.context}; shorten the prompt or the answer."
-            )
-        _check_ids(request.prefix, info.vocab_size)
-        _check_ids(request.draft, info.vocab_size)
-        try:
-            Sampling.model_validate(request.sampling.model_dump())
-        except ValidationError as error:
-            raise RequestRefused(
-                f"The sampling parameters are impossible: {error.errors()[0]['loc'][0]} is out of range."
-            ) from error
-
-
-def _check_ids(ids: list[int], vocab_size: int) -> None:
-    """Refuse what is no token id. An id outside the vocabulary would index past the embedding table."""
-    array = np.asarray(ids or [0])
-    if array.dtype.kind != "i" or array.ndim != 1:
-        raise RequestRefused("The token ids are not a list of integers; send ids of the target's vocabulary.")
-    if array.min() < 0 or array.max() >= vocab_size:
-        raise RequestRefused(f"A token id is not in the target's vocabulary of {vocab_size}; check the pair of models.")
