@@ -15,7 +15,7 @@ from typing import Any
 
 from pilotfish.bench.children import say_ready
 from pilotfish.protocol import keys
-from pilotfish.protocol.broker import RedisBytes, connect, ensure_group
+from pilotfish.protocol.broker import RedisBytes, connect, end_tasks, ensure_group
 
 JOBS, REPLIES, GROUP = "echo:jobs", "echo:replies", "echo"
 
@@ -53,13 +53,9 @@ class EchoEdge:
                 self._waiting.pop(fields[b"a"]).set_result(None)
 
 
-async def ended(task: asyncio.Task[None], patience_seconds: float = 0.1) -> None:
-    """Cancel until it is over; raises what it failed with. Once is not enough: redis-py sends inside of
-    `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that arrives together with its result.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=patience_seconds)
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task that talks to Redis until it is over; raises what it failed with."""
+    await end_tasks([task])
     if not task.cancelled():
         task.result()
 

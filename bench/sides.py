@@ -7,7 +7,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
-from pilotfish.bench.children import STOP_SECONDS
 from pilotfish.bench.echo import ended
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.cloud_worker.worker import run as run_worker
@@ -62,7 +61,7 @@ async def worker(spec: WorkerSpec) -> AsyncIterator[None]:
     finally:
         waiting.cancel()
         running.remove_done_callback(gone)
-        await ended(running, STOP_SECONDS)
+        await ended(running)
 
 
 @asynccontextmanager

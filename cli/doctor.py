@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilotfish.cli import redis_server
+from pilotfish.protocol import cores
 from pilotfish.protocol.errors import BrokerUnreachable, SettingsError
 from pilotfish.protocol.settings import Settings, load, redacted
 
@@ -128,8 +129,7 @@ def _version(package: str) -> str | None:
 
 def hardware() -> Iterator[Check]:
     """Cores this process may use, memory, accelerators."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("cores", True, f"{cores}")
+    yield Check("cores", True, f"{len(cores.available())}")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     fix = "" if total >= MEMORY_GB else f"the demo wants {MEMORY_GB:g} GB; use --engine llamacpp"
     yield Check("memory", total >= MEMORY_GB, f"{total:.1f} GB", fix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, flag
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
 from pilotfish.cli.redis_url import described
 from pilotfish.cloud_worker.launch import vllm_version
-from pilotfish.protocol import keys
+from pilotfish.protocol import cores, keys
 from pilotfish.protocol.broker import connect, ping
 from pilotfish.protocol.errors import PilotfishError
 from pilotfish.protocol.settings import Settings
@@ -62,9 +61,7 @@ def split_cores(allowed: list[int]) -> tuple[str, str]:
 
 def allowed_cores(settings: Settings) -> list[int]:
     """The cores that are set, else those this process may use."""
-    if settings.cores:
-        return [int(core) for core in settings.cores.split(",")]
-    return sorted(os.sched_getaffinity(0))
+    return cores.parse(settings.cores) or cores.available()
 
 
 def arguments(settings: Settings, names: tuple[str, ...], **more: str) -> list[str]:
