@@ -20,8 +20,8 @@ import msgpack
 import numpy as np
 
 from pilotfish.bench.children import end
-from pilotfish.cloud_worker.engine_process import EngineSpec, open_verifier
 from pilotfish.cloud_worker.engines.base import Verifier, VerifyRequest
+from pilotfish.cloud_worker.engines.spec import EngineSpec, open_verifier
 from pilotfish.protocol import cores
 from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Sampling

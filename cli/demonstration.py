@@ -24,10 +24,10 @@ from pilotfish.cli.render import acceptance, legend, traced, visible
 from pilotfish.cli.requests import Answer, Pieces, follow
 from pilotfish.cli.run import say
 from pilotfish.cli.submit import new_prompt
-from pilotfish.protocol.broker import ShellBroker
 from pilotfish.protocol.errors import Cancelled, ModelError
 from pilotfish.protocol.messages import Mode, Summary
 from pilotfish.protocol.settings import Settings
+from pilotfish.protocol.shell import ShellBroker
 
 DRAFTED: Mode = "exact"
 ALONE: Mode = "cloud_only"

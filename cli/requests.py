@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pilotfish.cli.processes import check_cancelled
 from pilotfish.cli.redis_url import redis_url
 from pilotfish.cli.render import as_json, legend, summary_line, traced, visible
-from pilotfish.protocol.broker import ShellBroker, connect, ping
+from pilotfish.protocol.broker import connect, ping
 from pilotfish.protocol.errors import Cancelled, PilotfishError, UsageError
 from pilotfish.protocol.messages import (
     Accepted,
@@ -27,6 +27,7 @@ from pilotfish.protocol.messages import (
     ToShell,
 )
 from pilotfish.protocol.settings import Settings
+from pilotfish.protocol.shell import ShellBroker
 
 GOODBYE_SECONDS = 2.0
 Pieces = list[tuple[str, Origin]]

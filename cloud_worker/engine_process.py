@@ -1,7 +1,7 @@
-"""The engine in a child process: msgpack frames over a socket pair, a pump on each side, restart when it dies.
+"""The engine in a child process: msgpack frames over a socket pair, restart when it dies or hangs.
 
 A hung or dead engine must not take the worker with it, and a busy engine must not hold the worker's event loop. The
-child (`python -m pilotfish.cloud_worker.engine_process FD`) owns one `Verifier` and steps it while there is work; the
+child (`python -m pilotfish.cloud_worker.engine_child FD`) owns one `Verifier` and steps it while there is work; the
 parent side is asyncio. Frames are small maps; nothing is pickled. Knows engines; nothing of Redis.
 
     to the child     open {...spec} · submit {...request} · cancel {id} · forget {session}
@@ -13,52 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
-import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import msgpack
 
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest
-from pilotfish.protocol import cores, metrics
+from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
+from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError, ModelError, PilotfishError, RequestRefused
 from pilotfish.protocol.fleet import Vocabulary
-from pilotfish.protocol.messages import Sampling
 
 START_SECONDS = 300.0
 STOP_SECONDS = 5.0
 READ_BYTES = 1 << 20
-BUSY_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is.
-
-    An engine that has work and says nothing for `silence_seconds` hangs, and is killed. The fake engine's `model` is
-    its switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
-    """
-
-    engine: str
-    model: str
-    context: int = 4096
-    draft_max: int = 16
-    max_sessions: int = 16
-    threads: int = 1
-    dtype: str = "float32"
-    kv_cache_gb: int = 1
-    cores: str = ""
-    silence_seconds: float = 120.0
-
-
-# --- parent side -----------------------------------------------------------------------------------------------
+CHILD = "pilotfish.cloud_worker.engine_child"
 
 
 class EngineProcess:
@@ -83,7 +57,7 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         environment = {**os.environ, **_environment(self.spec)}
         self._child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, str(theirs.fileno()),
+            sys.executable, "-m", CHILD, str(theirs.fileno()),
             pass_fds=(theirs.fileno(),), env=environment, stdin=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
@@ -244,151 +218,3 @@ async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]
 def _environment(spec: EngineSpec) -> dict[str, str]:
     """Thread counts must be set before the child imports an OpenMP runtime; busy waits would eat a neighbour's core."""
     return {"OMP_NUM_THREADS": str(spec.threads), "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-# --- child side ------------------------------------------------------------------------------------------------
-
-
-def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
-    """Import and open the engine a spec names, with its vocabulary. Raises ModelError or EngineError."""
-    limits = {"context": spec.context, "draft_max": spec.draft_max}
-    if spec.engine == "fake":
-        from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
-
-        vocabulary = Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
-        switches: dict[str, Any] = {**limits, **fake_switches(spec.model)}
-        return FakeVerifier(**switches), vocabulary
-    limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
-    if spec.engine == "llamacpp":
-        from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
-
-        llama = LlamaCppVerifier(Path(spec.model), **limits)
-        model = llama.model
-        stops = tuple(sorted(model.eog_ids))
-        return llama, Vocabulary(tuple(model.token_bytes), model.chat_template or "", stops)
-    if spec.engine == "vllm":
-        from pilotfish.cloud_worker.engines.hf_vocabulary import read_vocabulary
-        from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
-
-        vocabulary = read_vocabulary(Path(spec.model))
-        return VllmVerifier(Path(spec.model), dtype=spec.dtype, kv_cache_gb=spec.kv_cache_gb, **limits), vocabulary
-    raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
-
-
-def fake_switches(text: str) -> dict[str, Any]:
-    """`FakeVerifier`'s arguments from "step_ms=20,flip_rate=0.01,flip_seed=3". Raises ModelError."""
-    kinds = {"step_ms": float, "flip_rate": float, "flip_seed": int}
-    try:
-        pairs = [part.split("=", 1) for part in text.split(",") if part not in ("", ".")]  # an empty path reads "."
-        return {name: kinds[name](value) for name, value in pairs}
-    except (KeyError, ValueError) as error:
-        fix = f"give {', '.join(kinds)} as name=number"
-        raise ModelError(f"the fake engine cannot read {text!r} ({error}): {fix}") from None
-
-
-class Child:
-    """The engine's main loop: read frames, step while there is work, write events."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28)
-        self.engine: Verifier | None = None
-        self.said = 0.0
-
-    def run(self) -> None:
-        """Serve until the parent closes its end. An engine that raises is reported and ends the process."""
-        try:
-            while self._read(wait=not (self.engine and self.engine.busy)):
-                if self.engine and self.engine.busy:
-                    self._step(self.engine)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # the parent is gone
-        except Exception as error:
-            self._write({"op": "failed", "why": f"{type(error).__name__}: {error}"[:400]})
-            raise
-
-    def _step(self, engine: Verifier) -> None:
-        events = engine.step()
-        if events:
-            self._write({"op": "events", "events": [_flat(event) for event in events]})
-        elif time.monotonic() - self.said > BUSY_SECONDS:
-            self._write({"op": "busy"})
-
-    def _read(self, *, wait: bool) -> bool:
-        """Handle what has arrived, blocking if there is nothing else to do. False at the end of the stream."""
-        while select.select([self.connection], [], [], None if wait else 0)[0]:
-            data = self.connection.recv(READ_BYTES)
-            if not data:
-                return False
-            self.unpacker.feed(data)
-            for frame in self.unpacker:
-                self._handle(frame)
-                wait = False
-        return True
-
-    def _handle(self, frame: dict[str, Any]) -> None:
-        op = frame.pop("op")
-        if op == "open":
-            self._open(EngineSpec(**frame))
-        elif self.engine is None:
-            return
-        elif op == "submit":
-            self._submit(VerifyRequest(**{**frame, "sampling": Sampling(**frame["sampling"])}))
-        elif op == "cancel":
-            self.engine.cancel(frame["id"])
-        elif op == "forget":
-            self.engine.forget(frame["session"])
-
-    def _open(self, spec: EngineSpec) -> None:
-        cores.bind(spec.cores)
-        try:
-            self.engine, vocabulary = open_verifier(spec)
-        except PilotfishError as error:
-            kind = "model" if isinstance(error, ModelError) else "engine"
-            self._write({"op": "failed", "kind": kind, "why": str(error)})
-            raise SystemExit(1) from None
-        self._write(
-            {
-                "op": "ready",
-                "info": asdict(self.engine.info),
-                "tokens": list(vocabulary.tokens),
-                "chat_template": vocabulary.chat_template,
-                "stop_ids": list(vocabulary.stop_ids),
-            }
-        )
-
-    def _submit(self, request: VerifyRequest) -> None:
-        assert self.engine is not None
-        try:
-            self.engine.submit(request)
-        except RequestRefused as error:
-            self._write({"op": "refused", "id": request.request_id, "why": str(error)})
-
-    def _write(self, frame: dict[str, Any]) -> None:
-        self.said = time.monotonic()
-        self.connection.sendall(msgpack.packb(frame))
-
-
-def _flat(event: VerifyEvent) -> list[Any]:
-    return [
-        event.request_id, [int(draw) for draw in event.draws], event.accepted, event.rows, event.steps, event.cached,
-        event.done, event.error,
-    ]  # fmt: skip
-
-
-def main() -> None:
-    """Entry point of the child; what libraries print on stdout goes to stderr."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group or service; the parent drains first
-        signal.signal(signum, signal.SIG_IGN)
-    os.dup2(2, 1)
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        child = Child(connection)
-        child.run()
-        if child.engine:
-            child.engine.close()
-    sys.stderr.flush()
-    os._exit(0)  # Triton's bindings would report a hundred lines of leaks on the way out
-
-
-if __name__ == "__main__":
-    main()

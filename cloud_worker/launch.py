@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pilotfish.cloud_worker.engine_process import EngineSpec
+from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.protocol import cores
 from pilotfish.protocol.errors import ModelError

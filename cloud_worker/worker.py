@@ -22,7 +22,8 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
 
-from pilotfish.cloud_worker.engine_process import EngineProcess, EngineSpec
+from pilotfish.cloud_worker.engine_process import EngineProcess
+from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import (

@@ -1,14 +1,14 @@
-"""The edge's and the shell's side of the broker: one XADD to publish, one blocking connection to read replies.
+"""The edge's side of the broker: one XADD to publish, one blocking connection to read replies.
 
-`ingress.py` is the worker's side of the same streams. Both are thin: a method is one Redis round trip, says which
-commands it sends, and translates Redis' errors into ours. Knows messages and keys; nothing of sessions or engines.
+`ingress.py` is the worker's side of the same streams, `shell.py` that of who submits prompts. All are thin: a method
+says which commands it sends, and Redis' errors become ours. Knows messages and keys; nothing of sessions or engines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import decode, encode
-from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
+from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
 from pilotfish.protocol.wire import Wire, entries
 
@@ -236,61 +236,11 @@ class EdgeBroker:
 
     async def say(self, request: str, message: Message) -> None:
         """Append to a submitted prompt's output."""
-        await _append(self.redis, keys.output(self.tenant, request), message)
+        await append_output(self.redis, keys.output(self.tenant, request), message)
 
 
-class ShellBroker:
-    """What `pilotfish submit`, `result` and `cancel` say to Redis."""
-
-    def __init__(self, redis: RedisBytes, tenant: str) -> None:
-        self.redis, self.tenant = redis, tenant
-
-    async def submit(self, prompt: Prompt) -> None:
-        """Queue a prompt for any live agent of the tenant. Raises NoAgent at once when there is none."""
-        with translated():
-            if not await live(self.redis, keys.agents(self.tenant)):
-                raise NoAgent(f"no agent of tenant {self.tenant!r} is alive: start one with `pilotfish agent`")
-            entry: dict[Any, Any] = {keys.FIELD_MESSAGE: encode(prompt)}
-            if await self.redis.xadd(keys.prompts(self.tenant), entry, nomkstream=True) is None:
-                raise NoAgent("the agents' prompt stream is gone (Redis restarted?): try again in a second")
-
-    async def output(self, request: str, *, follow: bool) -> AsyncIterator[ToShell]:
-        """Everything said about a request, from its beginning; with `follow`, until it is finished or failed.
-
-        While following, a request that no live agent works on raises NoAgent within two seconds or so.
-        """
-        stream, cursor = keys.output(self.tenant, request), b"0-0"
-        while True:
-            with translated():
-                got = await self.redis.xread({stream: cursor}, block=keys.BLOCK_MS // 2 if follow else None)
-                if not got and not follow:
-                    return
-                if not got and not await live(self.redis, keys.agents(self.tenant)):
-                    raise NoAgent(f"the agent went away; request {request} waits for another: `pilotfish agent`")
-            for entry_id, fields in got[0][1] if got else ():
-                cursor = entry_id
-                message = read_entry(fields, ToShell)
-                if isinstance(message, InvalidMessage):
-                    raise message
-                yield message
-                if message.type in ("finished", "failed"):
-                    return
-
-    async def tell_agent(self, agent: str, message: Message) -> None:
-        """Append to an agent's reply stream (cancel); an agent that had no reply yet has no stream yet."""
-        stream = keys.replies(self.tenant, agent)
-        with translated():
-            async with self.redis.pipeline(transaction=True) as pipe:
-                pipe.xadd(stream, {keys.FIELD_MESSAGE: encode(message)}, maxlen=keys.REPLY_MAXLEN, approximate=True)
-                pipe.pexpire(stream, keys.REPLY_TTL_MS)
-                await pipe.execute()
-
-    async def withdraw(self, request: str, message: Message) -> None:
-        """Write the last word of a request that no agent has taken yet."""
-        await _append(self.redis, keys.output(self.tenant, request), message)
-
-
-async def _append(redis: RedisBytes, output: str, message: Message) -> None:
+async def append_output(redis: RedisBytes, output: str, message: Message) -> None:
+    """One more message about a submitted prompt; renews the life of its output."""
     with translated():
         async with redis.pipeline(transaction=True) as pipe:
             pipe.xadd(output, {keys.FIELD_MESSAGE: encode(message)})

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 
 from helpers import wait_until, wait_until_sync
 from pilotfish.cli.redis_server import find_program
-from pilotfish.cloud_worker.engine_process import EngineSpec
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier, fake_target
+from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec, run
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
@@ -87,7 +87,7 @@ async def worker(redis_url: str, name: str = "w1", model: str = "", **spec: Any)
 
 WORKER_CODE = """
 import asyncio, sys
-from pilotfish.cloud_worker.engine_process import EngineSpec
+from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec, run
 url, name, model = sys.argv[1:]
 asyncio.run(run(WorkerSpec(url, EngineSpec("fake", model), name=name), ready=lambda *_: print("ready", flush=True)))
@@ -117,7 +117,7 @@ def children(pid: int) -> list[int]:
 
 def engine_child() -> int:
     """The process id of the one engine that a worker in this process runs."""
-    (pid,) = (pid for pid in children(os.getpid()) if b"engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (pid,) = (pid for pid in children(os.getpid()) if b"engine_child" in Path(f"/proc/{pid}/cmdline").read_bytes())
     return pid
 
 

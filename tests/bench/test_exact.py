@@ -17,8 +17,8 @@ from pilotfish.bench import exact, exact_engine, near_tie
 from pilotfish.bench.exact_compare import Item, Tally, compare_all, first_difference
 from pilotfish.bench.exact_engine import SETTINGS, Outcome, Pair
 from pilotfish.bench.sides import agent, worker
-from pilotfish.cloud_worker.engine_process import EngineSpec
 from pilotfish.cloud_worker.engines.fake import VOCAB, fake_target
+from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.fake import FakeDrafter

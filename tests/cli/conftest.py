@@ -45,7 +45,7 @@ def cli() -> Cli:
 
 @asynccontextmanager
 async def fake_worker(redis_url: str) -> AsyncIterator[None]:
-    from pilotfish.cloud_worker.engine_process import EngineSpec
+    from pilotfish.cloud_worker.engines.spec import EngineSpec
     from pilotfish.cloud_worker.worker import WorkerSpec, run
 
     started = asyncio.Event()

@@ -13,10 +13,10 @@ from pilotfish.cli import requests
 from pilotfish.cli.requests import Answer, Pieces, failure
 from pilotfish.cli.submit import checked, new_prompt, prompt_text
 from pilotfish.protocol import errors, keys
-from pilotfish.protocol.broker import ShellBroker
 from pilotfish.protocol.errors import Cancelled, EmptyPrompt, NoAgent, PilotfishError, UsageError
 from pilotfish.protocol.messages import Accepted, CancelRequest, Failed, Finished, Prompt, Summary, Text
 from pilotfish.protocol.settings import Settings, load
+from pilotfish.protocol.shell import ShellBroker
 
 ID = "0" * 32
 

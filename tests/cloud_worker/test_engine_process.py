@@ -12,8 +12,9 @@ import pytest
 from rigs import PROMPT, children, draws, engine_child
 
 from helpers import wait_until
-from pilotfish.cloud_worker.engine_process import EngineProcess, EngineSpec, fake_switches
+from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
+from pilotfish.cloud_worker.engines.spec import EngineSpec, fake_switches
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 
 

@@ -29,7 +29,7 @@ from rigs import (
 
 from helpers import wait_until
 from pilotfish.cloud_worker import worker as worker_module
-from pilotfish.cloud_worker.engine_process import EngineSpec
+from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import FUNCTIONS, StreamWorker, WorkerSpec, arq_pool, run, unpack_job
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import EdgeBroker

@@ -15,10 +15,10 @@ from rigs import TARGET, agent, draws, worker
 from helpers import wait_until
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.protocol import keys
-from pilotfish.protocol.broker import ShellBroker
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import EmptyPrompt, NoAgent, PilotfishError, PromptTooLong
 from pilotfish.protocol.messages import Accepted, CancelRequest, Failed, Finished, Prompt, Summary, Text
+from pilotfish.protocol.shell import ShellBroker
 
 TENANT = keys.DEFAULT_TENANT
 REQUEST = "a" * 32

@@ -11,10 +11,11 @@ from rigs import TARGET, calls, job
 
 from helpers import wait_until
 from pilotfish.protocol import fleet, keys
-from pilotfish.protocol.broker import EdgeBroker, ShellBroker, connect, ensure_group, ping, shown
+from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group, ping, shown
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
 from pilotfish.protocol.messages import Accepted, CancelRequest, Finished, Prompt, Refusal, Summary
+from pilotfish.protocol.shell import ShellBroker
 
 TENANT = keys.DEFAULT_TENANT
 REQUEST = "1" * 32

@@ -1,0 +1,71 @@
+"""Which engine a worker runs, on what, and how it is opened: the one place that knows every engine by name.
+
+Each engine's module is imported here, at use: it brings its library with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilotfish.cloud_worker.engines.base import Verifier
+from pilotfish.protocol.errors import ModelError
+from pilotfish.protocol.fleet import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is.
+
+    An engine that has work and says nothing for `silence_seconds` hangs, and is killed. The fake engine's `model` is
+    its switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
+    """
+
+    engine: str
+    model: str
+    context: int = 4096
+    draft_max: int = 16
+    max_sessions: int = 16
+    threads: int = 1
+    dtype: str = "float32"
+    kv_cache_gb: int = 1
+    cores: str = ""
+    silence_seconds: float = 120.0
+
+
+def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
+    """Import and open the engine a spec names, with its vocabulary. Raises ModelError or EngineError."""
+    limits = {"context": spec.context, "draft_max": spec.draft_max}
+    if spec.engine == "fake":
+        from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
+
+        vocabulary = Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
+        switches: dict[str, Any] = {**limits, **fake_switches(spec.model)}
+        return FakeVerifier(**switches), vocabulary
+    limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
+    if spec.engine == "llamacpp":
+        from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
+
+        llama = LlamaCppVerifier(Path(spec.model), **limits)
+        model = llama.model
+        stops = tuple(sorted(model.eog_ids))
+        return llama, Vocabulary(tuple(model.token_bytes), model.chat_template or "", stops)
+    if spec.engine == "vllm":
+        from pilotfish.cloud_worker.engines.hf_vocabulary import read_vocabulary
+        from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
+
+        vocabulary = read_vocabulary(Path(spec.model))
+        return VllmVerifier(Path(spec.model), dtype=spec.dtype, kv_cache_gb=spec.kv_cache_gb, **limits), vocabulary
+    raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
+
+
+def fake_switches(text: str) -> dict[str, Any]:
+    """`FakeVerifier`'s arguments from "step_ms=20,flip_rate=0.01,flip_seed=3". Raises ModelError."""
+    kinds = {"step_ms": float, "flip_rate": float, "flip_seed": int}
+    try:
+        pairs = [part.split("=", 1) for part in text.split(",") if part not in ("", ".")]  # an empty path reads "."
+        return {name: kinds[name](value) for name, value in pairs}
+    except (KeyError, ValueError) as error:
+        fix = f"give {', '.join(kinds)} as name=number"
+        raise ModelError(f"the fake engine cannot read {text!r} ({error}): {fix}") from None
