@@ -19,7 +19,7 @@ test: setup lint types  ## every test, llama.cpp and vLLM in processes of their 
 	@tools/test.sh
 
 test-fast: setup  ## under a minute: no engine, no torch, nothing slow
-	@.venv/bin/python -m pytest -q -n auto -m "not slow and not llamacpp and not vllm and not torch"
+	@.venv/bin/python -m pytest -q -n 3 --dist worksteal -m "not slow and not llamacpp and not vllm and not torch"
 
 lint: setup  ## ruff: rules and format
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet .
