@@ -30,8 +30,9 @@ def show(
 
     shown, origins = settings.shown(), settings.origins()
     if as_json:
-        both = {name: {"value": value, "origin": origins[name]} for name, value in shown.items()}
-        print(json.dumps(both if origin else shown, indent=2))
+        values = settings.model_dump(mode="json") | ({"redis_url": shown["redis_url"]} if settings.redis_url else {})
+        both = {name: {"value": value, "origin": origins[name]} for name, value in values.items()}
+        print(json.dumps(both if origin else values, indent=2))
         return
     wide, value_wide = max(map(len, shown)), max(map(len, shown.values()))
     for name, value in shown.items():

@@ -15,8 +15,9 @@ INTRO = """\
 Written by `python -m pilotfish.cli.docs > docs/cli.md`; a test fails when this page is stale.
 
 Data goes to stdout, talk to stderr. Exit codes: 0 done; 1 failed; 2 asked for something that cannot be (a flag, a
-file, a prompt, a pair); 3 Redis, a worker or an agent did not answer; 130 stopped by Ctrl-C. Every option that names a
-setting can also be set by `PILOTFISH_<NAME>` or in a settings file: `pilotfish config show --origin` says which holds.
+file, a prompt, a pair); 3 Redis, a worker or an agent did not answer; 130 stopped by Ctrl-C, or cancelled. Every option
+that names a setting can also be set by `PILOTFISH_<NAME>` or in a settings file: `pilotfish config show --origin` says
+which holds.
 """
 
 

@@ -45,9 +45,12 @@ class Child:
         return self.process.poll() is not None
 
     def last_words(self) -> str:
-        """The last line of its log, without the program's name."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("pilotfish: ")[:600] if lines else "it said nothing"
+        """Its own sentence if it ended with one, else how it ended and the last line of its log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() or ["nothing was said"]
+        if lines[-1].startswith("pilotfish: "):
+            return lines[-1].removeprefix("pilotfish: ")[:600]
+        code = self.process.poll() or 0
+        return f"{f'signal {-code}' if code < 0 else f'exit code {code}'}, after: {lines[-1][:600]}"
 
 
 class Children:

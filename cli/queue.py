@@ -40,12 +40,14 @@ def peek(
     stream: Annotated[str, typer.Argument(help="A stream as `queue ls` names it; unset: all of them.")] = "",
     dlq: Annotated[bool, typer.Option("--dlq", help="Dead letters only.")] = False,
     count: Annotated[int, typer.Option("-n", min=1, max=10_000, help="At most so many of each stream.")] = 10,
+    as_json: AsJson = False,
 ) -> None:
-    """Print the oldest entries as JSON, one per line, without taking them."""
+    """Print the oldest entries as JSON, one per line (with --json: as one list), without taking them."""
     import asyncio
     import json
 
-    for entry in asyncio.run(_peek(settings, stream, dlq, count)):
+    entries = asyncio.run(_peek(settings, stream, dlq, count))
+    for entry in [entries] if as_json else entries:
         print(json.dumps(entry, ensure_ascii=False))
 
 

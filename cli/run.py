@@ -73,7 +73,8 @@ async def _worker(settings: Settings, spec: Any) -> int:
         say(f"Redis: {described(settings)}")
 
     async with stop_signals() as told:
-        say(f"loading {spec.engine.model or 'the fake target'} ({spec.engine.engine})")
+        model = "the fake target" if spec.engine.engine == "fake" else spec.engine.model
+        say(f"loading {model} ({spec.engine.engine})")
         serving = asyncio.create_task(run(spec, ready=ready))
         await either(serving, told)
         if told.done():
@@ -175,14 +176,16 @@ def up(settings: Settings) -> None:
 
 async def _up(settings: Settings) -> int:
     import asyncio
+    import shutil
 
     from pilotfish.cli.pair import Pair, logs_folder, some_redis
     from pilotfish.cli.processes import either, stop_signals
 
+    logs = logs_folder()
     async with stop_signals() as told:
         with some_redis(settings) as (url, words):
             say(f"Redis: {words}")
-            async with Pair(settings, url, logs_folder()) as pair:
+            async with Pair(settings, url, logs) as pair:
                 starting = asyncio.create_task(pair.start(say))
                 await either(starting, told)
                 if not told.done():
@@ -192,4 +195,5 @@ async def _up(settings: Settings) -> int:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
                 say("stopping: agent, worker" + (", Redis" if words.startswith("private") else ""))
+        shutil.rmtree(logs, ignore_errors=True)  # kept only when something went wrong
         return told.result()

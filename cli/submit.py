@@ -94,8 +94,11 @@ def _read(prompt: str) -> str:
         if prompt == "-":
             return sys.stdin.read()
         path = Path(prompt)
-        if len(prompt) <= PATH_CHARS and "\n" not in prompt and prompt and path.is_file():
-            return path.read_text(encoding="utf-8")
+        if len(prompt) <= PATH_CHARS and "\n" not in prompt and prompt:
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
+            if prompt.startswith(("/", "./", "../", "~/")) and " " not in prompt:
+                raise UsageError(f"there is no file {prompt}: check the path, or add --text to send it as it is")
     except UnicodeDecodeError:
         source = "standard input" if prompt == "-" else prompt
         raise UsageError(f"{source} is not UTF-8 text: convert it first") from None

@@ -221,7 +221,14 @@ class Generation:
         except (NoWorker, BrokerError) as error:
             self._failed(str(error))
         else:
-            self._retry_at = self._clock() + self.task.round_timeout_ms / 1000
+            self._retry_at = self._clock() + self._patience()
+
+    def _patience(self) -> float:
+        """Seconds a round may go unanswered; who may go on alone keeps half of the time left for that."""
+        patience = self.task.round_timeout_ms / 1000
+        if self.task.on_cloud_loss == "local":
+            patience = min(patience, (self._deadline - self._clock()) / (2 * (self.task.resends + 1)))
+        return max(0.0, patience)
 
     def _failed(self, why: str) -> None:
         """The last try came to nothing: pause, longer each time, then `_silence` sends it again or gives up."""
@@ -259,7 +266,7 @@ class Generation:
             self.worker, self._pause = message.worker, RETRY_SECONDS
             self._pausing = self._pausing and bool(self.session.flight)
             if not self._pausing:  # else a later round still has to be sent again
-                self._why, self._retry_at = "", self._clock() + self.task.round_timeout_ms / 1000
+                self._why, self._retry_at = "", self._clock() + self._patience()
         return tokens
 
     def _refused(self, refusal: Refusal) -> None:
@@ -281,7 +288,7 @@ class Generation:
         self._pausing = False
         if not self.session.flight:
             return []  # answered after all
-        self._why = self._why or f"no answer within {self.task.round_timeout_ms} ms"
+        self._why = self._why or "no answer from a worker"
         self.worker = ""
         if again := self.session.on_silence():
             await self._publish(again)
@@ -305,9 +312,8 @@ class Generation:
         if self._alone:
             return f"the answer took longer than its deadline of {self.task.deadline_ms} ms: give it more time"
         why = f" ({self._why})" if self._why else ""
-        return (
-            f"no verdict within {self.task.deadline_ms} ms{why}: see `pilotfish queue ls`, or use --on-cloud-loss local"
-        )
+        advice = "" if self.task.on_cloud_loss == "local" else ", or use --on-cloud-loss local"
+        return f"no verdict within {self.task.deadline_ms} ms{why}: see `pilotfish queue ls`{advice}"
 
     # --- without the cloud -----------------------------------------------------------------------------------
 

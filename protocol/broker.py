@@ -66,7 +66,8 @@ def translated(url: str = "") -> Iterator[None]:
     try:
         yield
     except (rx.AuthenticationError, rx.NoPermissionError) as error:
-        raise BrokerRefused(f"Redis{at} refuses this user: {error}. Check the password or ACL in REDIS_URL") from error
+        why = str(error).rstrip(".")
+        raise BrokerRefused(f"Redis{at} refuses this user: {why}. Check the password or ACL in REDIS_URL") from error
     except rx.OutOfMemoryError as error:
         raise BrokerRefused(f"Redis{at} is out of memory: raise maxmemory, the broker needs noeviction") from error
     except (rx.ConnectionError, rx.TimeoutError, OSError) as error:

@@ -64,6 +64,16 @@ def test_a_prompt_longer_than_a_message(cli: Cli, redis_url: str) -> None:
     refused(cli("submit", "-", "--redis-url", redis_url, input="x" * 1_000_001), 2, "Shorten")
 
 
+@pytest.mark.parametrize("path", ["/nowhere/notes.txt", "./notes.txt", "/"])
+def test_a_path_without_a_file(path: str) -> None:
+    from pilotfish.cli.submit import prompt_text
+    from pilotfish.protocol.errors import UsageError
+
+    with pytest.raises(UsageError, match="there is no file .*: check the path, or add --text"):
+        prompt_text(path, literal=False)
+    assert prompt_text(path, literal=True) == path
+
+
 def test_a_file_that_is_no_text(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
     refused(cli("submit", "picture.png"), 2, "picture.png is not UTF-8")
