@@ -9,7 +9,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, Self, TypeVar
 
 from pilotfish.cli.redis_url import described, redis_url
@@ -95,10 +95,11 @@ class Conversation:
         self._running, said = generation, ""
         decoder = Decoder(self.agent.tokenizer.piece, self.agent.stop_ids)
         try:
-            async for tokens in generation.run():
-                pieces = [(decoder.feed(token.id), token.origin) for token in tokens]
-                said += "".join(piece for piece, _ in pieces)
-                show(pieces)
+            async with aclosing(generation.run()) as run:
+                async for tokens in run:
+                    pieces = [(decoder.feed(token.id), token.origin) for token in tokens]
+                    said += "".join(piece for piece, _ in pieces)
+                    show(pieces)
         finally:
             self._running = None
             self.agent.close(generation)

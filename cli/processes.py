@@ -24,7 +24,7 @@ from pilotfish.protocol.errors import Cancelled, PilotfishError
 
 T = TypeVar("T")
 
-READY_SECONDS = 300.0
+READY_SECONDS = 330.0  # longer than a worker waits for its engine, so that it is the worker who tells why
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
 AGAIN_SECONDS = 5.0  # longer than a clean end takes

@@ -184,6 +184,10 @@ class StreamWorker(Worker):
             self.jobs_retried += 1
             self.ingress.release(delivery)
             log.warning("a reply could not be sent (%s): the job will be delivered again", error)
+        except Exception:
+            self.jobs_failed += 1
+            self.ingress.release(delivery)  # or its lease would be renewed for ever
+            log.exception("a job could not be answered: it will be delivered again")
 
     async def _answer(self, delivery: Delivery) -> None:
         try:
@@ -315,6 +319,10 @@ def unpack_job(data: bytes) -> Any:
 
 async def run(spec: WorkerSpec, ready: Callable[[fleet.Target, EngineProcess], None] | None = None) -> None:
     """Open the engine, announce the target, serve until SIGTERM or SIGINT. Raises what start-up raises."""
+    if spec.name and (not keys.NAME.fullmatch(spec.name) or spec.name == keys.ANY):
+        raise SettingsError(
+            f"{spec.name!r} cannot name a worker: take letters, digits, _ . - (64 at most), and not {keys.ANY!r}"
+        )
     pool = arq_pool(spec.redis_url, f"arq:{keys.PREFIX}")
     engine = EngineProcess(spec.engine)
     try:

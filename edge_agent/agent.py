@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -203,9 +203,7 @@ class Agent:
                 log.info("request %s was withdrawn", prompt.request)
             elif taken.deliveries > keys.DELIVERIES_MAX:
                 sentence = f"given up: {keys.DELIVERIES_MAX} agents took the prompt and none finished it"
-                await self.broker.say(
-                    prompt.request, Failed(request=prompt.request, code="internal", sentence=sentence)
-                )
+                await self._fail(prompt, "internal", sentence)
             else:
                 await self._answer(prompt)
             await self.broker.drop_prompt(taken.entry_id)
@@ -219,11 +217,15 @@ class Agent:
         except BrokerError:
             raise
         except PilotfishError as error:
-            await self.broker.say(prompt.request, Failed(request=prompt.request, code=error.code, sentence=str(error)))
+            await self._fail(prompt, error.code, str(error))
         except Exception as error:
             log.exception("a generation raised")
             sentence = f"{type(error).__name__}: {error}; the agent's log has the rest"
-            await self.broker.say(prompt.request, Failed(request=prompt.request, code="internal", sentence=sentence))
+            await self._fail(prompt, "internal", sentence)
+
+    async def _fail(self, prompt: Prompt, code: str, sentence: str) -> None:
+        assert self.broker is not None
+        await self.broker.say(prompt.request, Failed(request=prompt.request, code=code, sentence=sentence[:2000]))
 
     async def _generate(self, prompt: Prompt) -> None:
         assert self.broker is not None
@@ -245,11 +247,13 @@ class Agent:
     async def _speak(self, request: str, generation: Generation) -> None:
         assert self.broker is not None
         decoder, start = Decoder(self.tokenizer.piece, self.stop_ids), 0
-        async for tokens in generation.run():
-            ids, origins = tuple(t.id for t in tokens), tuple(t.origin for t in tokens)
-            pieces = tuple(decoder.feed(token) for token in ids)
-            await self.broker.say(request, Text(request=request, start=start, ids=ids, pieces=pieces, origins=origins))
-            start += len(ids)
+        async with aclosing(generation.run()) as run:
+            async for tokens in run:
+                ids, origins = tuple(t.id for t in tokens), tuple(t.origin for t in tokens)
+                pieces = tuple(decoder.feed(token) for token in ids)
+                said = Text(request=request, start=start, ids=ids, pieces=pieces, origins=origins)
+                await self.broker.say(request, said)
+                start += len(ids)
 
     def task(self, prompt: Prompt, ids: tuple[int, ...]) -> Task:
         """A prompt's wishes, completed by this agent's defaults."""

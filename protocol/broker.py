@@ -171,6 +171,7 @@ class EdgeBroker:
                 pipe.zadd(agents, {self.agent: now_ms})
             else:
                 pipe.zrem(agents, self.agent)
+            pipe.zremrangebyscore(agents, 0, now_ms - keys.JOBS_TTL_MS)  # those that died without a word
             pipe.pexpire(agents, keys.JOBS_TTL_MS)
             await pipe.execute()
 

@@ -1,4 +1,4 @@
-"""The worker's side of the broker: pick up, hold by lease, reply and acknowledge in one transaction.
+"""The worker's side of the broker: pick up, hold by lease, reply and acknowledge in one script.
 
 A job is leased to the worker that picked it up; the sweep renews the leases, takes over those that ran out, reads what
 lies undelivered in dead peers' own streams, and puts jobs delivered too often among the dead letters. Knows streams
@@ -7,7 +7,6 @@ and leases; nothing of what a job means. `broker.py` is the other side.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -103,6 +102,7 @@ class Ingress:
     def __init__(self, redis: RedisBytes, target: str, worker: str) -> None:
         self.redis, self.target, self.worker = redis, target, worker
         self.tenants: list[str] = []
+        self._claim_from: dict[str, Any] = {}  # stream -> where the next XAUTOCLAIM begins
         self.held: dict[tuple[str, str], Delivery] = {}  # by (stream, entry id)
         self._dead: list[str] = []
         self._peers: list[str] = []
@@ -205,7 +205,13 @@ class Ingress:
         if room <= 0:
             return []
         count = min(room, SWEEP_COUNT)
-        return await self._expired(count) + (await self._left_behind(count) if self._dead else [])
+        found = await self._expired(count)
+        try:
+            return found + (await self._left_behind(count) if self._dead else [])
+        except BaseException:
+            for delivery in found:
+                self.release(delivery)  # nobody will begin them: their leases must run out again
+            raise
 
     async def start_over(self, stream: str) -> None:
         """Make a stream honest again after an entry whose id was invented ahead of Redis' clock, once it is empty."""
@@ -225,8 +231,11 @@ class Ingress:
         streams = self._streams([self.worker, keys.ANY, *self._peers])
         pipe = self.redis.pipeline(transaction=False)
         for stream in streams:
-            pipe.xautoclaim(stream, keys.GROUP_WORKERS, self.worker, keys.LEASE_MS, count=count)
+            start = self._claim_from.get(stream, "0-0")
+            pipe.xautoclaim(stream, keys.GROUP_WORKERS, self.worker, keys.LEASE_MS, start_id=start, count=count)
         answers = await pipe.execute(raise_on_error=False)
+        # Redis looks at ten times `count` pending entries only, and says where to go on.
+        self._claim_from = {s: a[0] for s, a in zip(streams, answers, strict=True) if not isinstance(a, Exception)}
         entries: list[tuple[str, bytes, dict[bytes, bytes]]] = [
             (stream, *entry)
             for stream, answer in zip(streams, answers, strict=True)
@@ -275,7 +284,7 @@ class Ingress:
     # --- answering -------------------------------------------------------------------------------------------
 
     async def reply(self, delivery: Delivery, message: Message | None, *, last: bool = True, dead: str = "") -> None:
-        """Add the reply and, with `last`, acknowledge and delete the job: one script, all of it or nothing.
+        """Add the reply and, with `last`, acknowledge and delete the job: one script, nothing comes between.
 
         `message` None acknowledges without a reply (cancel, close). `dead` says why a copy goes to the dead letters.
         """
@@ -298,7 +307,7 @@ class Ingress:
 def _name(raw: bytes) -> str:
     """An agent's name if it is one; a client may write anything there, and it becomes part of a key."""
     text = raw.decode("ascii", "replace")
-    return text if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text) else ""
+    return text if keys.NAME.fullmatch(text) else ""
 
 
 def _dead_letter(delivery: Delivery, why: str) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 PREFIX: Final = "pf"
@@ -47,6 +48,8 @@ BLOCK_MS: Final = 1_000  # Redis checks blocked clients' timeouts every 100 ms; 
 # fields of a stream entry
 FIELD_AGENT: Final = "a"  # who gets the reply, readable even when the payload is not
 FIELD_MESSAGE: Final = "m"  # one msgpack message
+
+NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a tenant, worker or agent: it becomes part of a key
 
 TENANTS: Final = f"{PREFIX}:tenants"
 TARGETS: Final = f"{PREFIX}:targets"

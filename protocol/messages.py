@@ -21,6 +21,7 @@ MAX_DRAFT = 256
 SEED_MAX = 2**64 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
+Total = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # a sum over a whole generation
 Count = Annotated[int, Field(ge=0, le=MAX_CONTEXT, strict=True)]
 Serial = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Millis = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -208,17 +209,17 @@ class Text(Message):
 class Summary(Message):
     """What one generation cost; every count is of tokens unless its name says otherwise."""
 
-    tokens: Count = 0
-    prompt_tokens: Count = 0
-    local: Count = 0
-    accepted: Count = 0
-    corrected: Count = 0
-    continued: Count = 0
-    drafted: Count = 0
-    rounds: Count = 0
-    cloud_rows: Count = 0
-    cloud_steps: Count = 0
-    resends: Count = 0
+    tokens: Total = 0
+    prompt_tokens: Total = 0
+    local: Total = 0
+    accepted: Total = 0
+    corrected: Total = 0
+    continued: Total = 0
+    drafted: Total = 0
+    rounds: Total = 0
+    cloud_rows: Total = 0
+    cloud_steps: Total = 0
+    resends: Total = 0
     degraded: bool = False
     seed: Annotated[int, Field(ge=0, le=SEED_MAX, strict=True)] = 0
     first_token_ms: Millis = 0.0

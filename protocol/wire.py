@@ -15,11 +15,13 @@ import redis.exceptions as rx
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
+KEEP = 8
+
 Entries = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]  # [(stream, [(entry id, fields)])]
 
 
 class Wire:
-    """`await wire.call("XADD", ...)`: the raw answer. There are as many connections as calls under way at a time."""
+    """`await wire.call("XADD", ...)`: the raw answer. KEEP idle connections are kept, the rest go back to the pool."""
 
     def __init__(self, redis: Redis, seconds: float) -> None:
         self._pool, self._seconds = redis.connection_pool, seconds
@@ -27,10 +29,10 @@ class Wire:
 
     async def call(self, *command: Any) -> Any:
         """One command, sent once. Raises what redis-py does: ConnectionError, TimeoutError, ResponseError."""
-        connection = self._free.pop() if self._free else await self._another()
+        connection = await self._take()
         try:
             async with asyncio.timeout(self._seconds):
-                await connection.connect()  # type: ignore[no-untyped-call]  # nothing to do, unless a call failed
+                await connection.connect()  # type: ignore[no-untyped-call]  # nothing to do, unless it was closed
                 await connection.send_command(*command, check_health=False)
                 return await connection.read_response()
         except rx.ResponseError:
@@ -42,12 +44,30 @@ class Wire:
             await connection.disconnect(nowait=True)
             raise
         finally:
-            self._free.append(connection)
+            await self._give(connection)
 
-    async def _another(self) -> AbstractConnection:
-        connection: AbstractConnection = await self._pool.get_connection()
+    async def _take(self) -> AbstractConnection:
+        """An idle connection, else one of the pool's; one that Redis closed meanwhile is opened anew by `call`."""
+        if self._free:
+            idle = self._free.pop()
+            reader = idle._reader  # the pool's own check reads with a time-out, which costs more than a command
+            if reader is not None and reader.at_eof():
+                await idle.disconnect(nowait=True)
+            return idle
+        try:
+            async with asyncio.timeout(self._seconds):  # the pool connects one at a time
+                connection: AbstractConnection = await self._pool.get_connection()
+        except TimeoutError:
+            raise rx.TimeoutError(f"no connection within {self._seconds:g} s") from None
         connection.socket_timeout = None  # `call` has its own; this one costs a task for every command sent
         return connection
+
+    async def _give(self, connection: AbstractConnection) -> None:
+        if len(self._free) < KEEP:
+            self._free.append(connection)
+            return
+        connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
+        await self._pool.release(connection)
 
 
 def entries(answer: Any) -> Entries:

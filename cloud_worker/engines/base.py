@@ -2,7 +2,7 @@
 
 An engine is stepped, not called: `submit` queues a request, every `step` advances all of them by one forward
 pass at most, and returns what became known. So concurrent jobs share steps. An engine is synchronous, owned by one
-thread of one process (`engine_process.py`), and knows nothing of Redis, sessions' epochs or replies.
+thread of one process (`engine_child.py`), and knows nothing of Redis, sessions' epochs or replies.
 """
 
 from __future__ import annotations

@@ -20,13 +20,22 @@ def read_vocabulary(model_dir: Path) -> Vocabulary:
     model = tokenizer.get("model", {})
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise ModelError(f"{model_dir}: tokenizer.json is not byte-level BPE, the only kind pilotfish pairs today")
-    table = [b""] * int(config["vocab_size"])
-    alphabet = byte_alphabet()
-    for text, index in model["vocab"].items():
+    try:
+        table = _table(tokenizer, int(config["vocab_size"]))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{model_dir}: tokenizer.json is not byte-level BPE ({error!r}), the only kind pilotfish pairs today"
+        ) from None
+    return Vocabulary(tuple(table), _chat_template(model_dir), _stop_ids(model_dir, config))
+
+
+def _table(tokenizer: dict[str, Any], size: int) -> list[bytes]:
+    table, alphabet = [b""] * size, byte_alphabet()
+    for text, index in tokenizer["model"]["vocab"].items():
         table[index] = bytes(alphabet[character] for character in text)
     for added in tokenizer.get("added_tokens", ()):
         table[added["id"]] = added["content"].encode()
-    return Vocabulary(tuple(table), _chat_template(model_dir), _stop_ids(model_dir, config))
+    return table
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -412,3 +412,9 @@ async def test_a_worker_that_would_unpickle_does_not_start(redis_url: str, missi
     with pytest.raises(SettingsError, match="unpickles"):
         StreamWorker(FUNCTIONS, **rest, **both)
     await pool.aclose()
+
+
+@pytest.mark.parametrize("name", ["gpu 1", "a:b", keys.ANY, "x" * 65])
+async def test_a_name_that_cannot_be_part_of_a_key_is_refused_at_start(redis_url: str, name: str) -> None:
+    with pytest.raises(SettingsError, match="cannot name a worker: take letters"):
+        await run(WorkerSpec(redis_url, EngineSpec("fake", ""), name=name))

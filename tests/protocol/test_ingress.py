@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import redis.exceptions as rx
 from redis.asyncio import Redis
 from rigs import TARGET, calls, job
 
@@ -293,3 +294,46 @@ async def test_an_invented_id_bricks_a_stream_only_until_it_is_empty(redis: Redi
     await send(redis)
     (honest,) = await ingress.pick_up(10, 10)
     assert abs(ingress.age_ms(honest)) < 1_000
+
+
+@pytest.mark.usefixtures("short_lease")
+async def test_a_sweep_that_fails_half_way_gives_back_what_it_took(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await opened(redis, "w1"), await opened(redis, "w2")
+    await send(redis)
+    await first.pick_up(10, 10)
+    first.held.clear()  # w1 is gone
+    await wait_until(lambda: expired(redis), "the lease to run out")
+    second._dead = ["w1"]
+
+    async def lost(count: int) -> list[Any]:
+        raise rx.ConnectionError("lost")
+
+    monkeypatch.setattr(second, "_left_behind", lost)
+    with pytest.raises(rx.ConnectionError):
+        await second.sweep(10)
+    assert second.held == {}, "or its lease would be renewed for ever"
+
+
+@pytest.mark.usefixtures("short_lease")
+async def test_an_expired_job_behind_many_renewed_ones_is_found(redis: Redis) -> None:
+    peer, ours = await opened(redis, "w1"), await opened(redis, "w2")
+    for _ in range(31):
+        await send(redis)
+    taken = await peer.pick_up(100, 10)
+    peer.release(taken[-1])  # of the last one the worker died
+    await wait_until(lambda: expired(redis), "the leases to run out")
+    await peer.sweep(0)
+    for _ in range(6):
+        if found := await ours.sweep(1):
+            break
+    assert [delivery.entry_id for delivery in found] == [taken[-1].entry_id]
+
+
+async def expired(redis: Redis) -> bool:
+    """Whether the entries of the `any` stream were leased longer ago than a lease lasts."""
+    pending = await redis.xpending_range(
+        keys.jobs(TARGET, TENANT), keys.GROUP_WORKERS, "-", "+", 1, idle=keys.LEASE_MS + 50
+    )
+    return bool(pending)

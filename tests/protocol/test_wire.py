@@ -9,7 +9,7 @@ import redis.exceptions as rx
 from redis.asyncio import Redis
 
 from helpers import wait_until
-from pilotfish.protocol.wire import Wire, entries
+from pilotfish.protocol.wire import KEEP, Wire, entries
 
 
 @pytest.fixture
@@ -71,14 +71,6 @@ async def test_a_redis_that_does_not_answer_is_a_timeout_and_the_next_call_conne
     assert await wire.call("PING") == b"PONG"
 
 
-async def test_a_connection_that_redis_closed_is_one_error_and_then_a_new_one(wire: Wire, redis: Redis) -> None:
-    me = await wire.call("CLIENT", "ID")
-    await redis.client_kill_filter(_id=str(me))
-    with pytest.raises(rx.ConnectionError):
-        await wire.call("PING")
-    assert await wire.call("CLIENT", "ID") != me
-
-
 async def test_closing_the_client_closes_its_calls_connections(redis_url: str, redis: Redis) -> None:
     before = await connections(redis)
     client = Redis.from_url(redis_url)
@@ -94,3 +86,34 @@ async def blocked(redis: Redis) -> bool:
 
 async def gone(redis: Redis, before: int) -> bool:
     return await connections(redis) == before
+
+
+async def test_connections_redis_closed_meanwhile_fail_no_call(wire: Wire, redis: Redis) -> None:
+    await asyncio.gather(*(wire.call("PING") for _ in range(4)))
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    await asyncio.sleep(0)
+    await wait_until(lambda: all(c._reader is None or c._reader.at_eof() for c in wire._free), "the ends to be seen")
+    assert await asyncio.gather(*(wire.call("PING") for _ in range(4))) == [b"PONG"] * 4
+
+
+async def test_after_a_burst_the_pool_has_its_connections_back(redis: Redis) -> None:
+    wire = Wire(redis, seconds=5.0)
+    await asyncio.gather(*(wire.call("PING") for _ in range(KEEP * 3)))
+    assert len(wire._free) == KEEP
+    assert len(redis.connection_pool._in_use_connections) == KEEP
+
+
+async def test_a_server_that_says_nothing_costs_every_call_its_time_once() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with Redis.from_url(f"redis://:secret@127.0.0.1:{port}/0") as client:
+        wire, began = Wire(client, seconds=0.3), asyncio.get_running_loop().time()
+        results = await asyncio.gather(*(wire.call("PING") for _ in range(4)), return_exceptions=True)
+        assert all(isinstance(result, rx.TimeoutError) for result in results), results
+        assert asyncio.get_running_loop().time() - began < 1.5
+    server.close()
+    await server.wait_closed()
