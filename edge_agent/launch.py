@@ -16,7 +16,7 @@ from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.broker import EdgeBroker, connect, ping
-from pilotfish.protocol.messages import OnCloudLoss, Sampling
+from pilotfish.protocol.messages import Sampling
 from pilotfish.protocol.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,11 +77,6 @@ def sampling(settings: Settings) -> Sampling:
     return Sampling(
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p, seed=seed
     )
-
-
-def on_cloud_loss(settings: Settings) -> OnCloudLoss:
-    """What the request asks for, else what its mode implies: `exact` and `cloud_only` wait."""
-    return settings.on_cloud_loss or "wait"
 
 
 def _defaults(settings: Settings) -> Defaults:

@@ -79,8 +79,3 @@ class ByteTokenizer:
     def piece(self, token: int) -> bytes:
         """One byte."""
         return bytes([token % 256])
-
-
-def byte_vocabulary() -> Sequence[bytes]:
-    """The 256 byte values, in order."""
-    return [bytes([value]) for value in range(256)]
