@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import msgpack
@@ -125,7 +125,7 @@ class EngineProcess:
         self._streams[request.request_id] = events
         done = False
         try:
-            self._send({"op": "submit", **asdict(request), "sampling": request.sampling.model_dump()})
+            self._send({"op": "submit", **_shallow(request), "sampling": request.sampling.model_dump()})
             while not done:
                 event = await events.get()
                 if event is None:
@@ -200,8 +200,8 @@ class EngineProcess:
     def _dispatch(self, frame: dict[str, Any]) -> None:
         if frame["op"] == "refused" and frame["id"] in self._streams:
             self._streams[frame["id"]].put_nowait(RequestRefused(frame["why"]))
-        for fields in frame.get("events", ()):
-            event = VerifyEvent(*fields)
+        for flat in frame.get("events", ()):
+            event = VerifyEvent(*flat)
             if event.request_id in self._streams:
                 self._streams[event.request_id].put_nowait(event)
 
@@ -213,6 +213,11 @@ async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]
             unpacker.feed(data)
             for frame in unpacker:
                 yield frame
+
+
+def _shallow(request: VerifyRequest) -> dict[str, Any]:
+    """Its fields, not copied: `asdict` would walk every id of the prefix, 2 ms a round at 4,000 tokens."""
+    return {field.name: getattr(request, field.name) for field in fields(request)}
 
 
 def _environment(spec: EngineSpec) -> dict[str, str]:
