@@ -19,6 +19,7 @@ from pilotfish.protocol import keys
 from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
+from pilotfish.protocol.settings import redacted
 from pilotfish.protocol.wire import Wire, entries
 
 log = logging.getLogger("pilotfish.broker")
@@ -49,20 +50,13 @@ def readable(url: str) -> Iterator[None]:
         yield
     except ValueError as error:
         fix = "use redis://[:password@]host:port/0"
-        raise BrokerUnreachable(f"{shown(url)!r} is no Redis URL ({error}): {fix}") from None
-
-
-def shown(url: str) -> str:
-    """A URL as it may be printed: without its password."""
-    head, at, tail = url.rpartition("@")
-    scheme, _, credentials = head.rpartition("//")
-    return f"{scheme}//{credentials.partition(':')[0]}:***@{tail}" if at else url
+        raise BrokerUnreachable(f"{redacted(url)!r} is no Redis URL ({error}): {fix}") from None
 
 
 @contextmanager
 def translated(url: str = "") -> Iterator[None]:
     """Turn what redis-py raises into the error tree; the sentence says what to do."""
-    at = f" at {shown(url)}" if url else ""
+    at = f" at {redacted(url)}" if url else ""
     try:
         yield
     except (rx.AuthenticationError, rx.NoPermissionError) as error:

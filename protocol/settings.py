@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -198,11 +198,10 @@ def _in_words(name: str, kind: Mapping[str, Any]) -> str:
 
 
 def redacted(url: str) -> str:
-    """A URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+    """A URL as it may be printed: without its password. Takes what is no URL as well, an error has to name it."""
+    head, at, tail = url.rpartition("@")
+    scheme, _, credentials = head.rpartition("//")
+    return f"{scheme}//{credentials.partition(':')[0]}:***@{tail}" if at else url
 
 
 def _shown(name: str, value: Any) -> str:

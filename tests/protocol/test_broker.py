@@ -11,10 +11,11 @@ from rigs import TARGET, calls, job
 
 from helpers import wait_until
 from pilotfish.protocol import fleet, keys
-from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group, ping, shown
+from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group, ping
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
 from pilotfish.protocol.messages import Accepted, CancelRequest, Finished, Prompt, Refusal, Summary
+from pilotfish.protocol.settings import redacted
 from pilotfish.protocol.shell import ShellBroker
 
 TENANT = keys.DEFAULT_TENANT
@@ -244,7 +245,7 @@ def test_what_is_no_url_is_named_with_the_form_of_one(url: str) -> None:
     ],
 )
 def test_no_password_is_printed(url: str, printed: str) -> None:
-    assert shown(url) == printed
+    assert redacted(url) == printed
 
 
 async def test_a_full_redis_is_named(redis: Redis, edge: EdgeBroker) -> None:

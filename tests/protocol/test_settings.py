@@ -142,6 +142,9 @@ def test_no_password_is_shown_or_told() -> None:
     with pytest.raises(SettingsError) as caught:
         load({"redis_url": "http://user:secret@host"}, environ={})
     assert "secret" not in str(caught.value)
+    with pytest.raises(SettingsError, match="redis_url = .* is not possible") as caught:
+        load({"redis_url": "redis://user:secret[@host"}, environ={})
+    assert "secret" not in str(caught.value)
 
 
 def test_what_is_shown_is_every_setting_in_words() -> None:
