@@ -78,6 +78,7 @@ class Settings(BaseModel):
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
 
     # both sides
+    kv_reuse: bool = Field(True, description="use KV again: sessions stay in the target, prefixes are cached")
     context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
     cores: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = Field(
         None, description="CPU cores of this process's engine, as in 0,1; unset: all"
@@ -190,7 +191,9 @@ def _in_words(name: str, kind: Mapping[str, Any]) -> str:
         return "a URL that starts with redis://, rediss:// or unix://"
     if kind.get("format") == "path":
         return "a path"
-    words = {"integer": "an integer", "number": "a number", "string": "a text"}[kind["type"]]
+    words = {"integer": "an integer", "number": "a number", "string": "a text", "boolean": "true or false"}[
+        kind["type"]
+    ]
     low = f" from {kind['minimum']}" if "minimum" in kind else ""
     low = f" above {kind['exclusiveMinimum']}" if "exclusiveMinimum" in kind else low
     pattern = f" that matches {kind['pattern']}" if "pattern" in kind else ""

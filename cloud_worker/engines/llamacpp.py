@@ -42,8 +42,10 @@ class _Round:
 class LlamaCppVerifier(Verifier):
     """A GGUF target. Raises ModelError if the file cannot be used, EngineError if memory is short."""
 
-    def __init__(self, model_path: Path, *, context: int, draft_max: int, max_sessions: int, threads: int) -> None:
-        self.model = LlamaModel(model_path)
+    def __init__(
+        self, model_path: Path, *, context: int, draft_max: int, max_sessions: int, threads: int, resident: bool = True
+    ) -> None:
+        self.model, self._resident = LlamaModel(model_path), resident
         try:
             self._context = self._open(context, draft_max, max_sessions, threads)
         except (EngineError, ModelError):
@@ -154,6 +156,8 @@ class LlamaCppVerifier(Verifier):
         round_.first, round_.wanted, round_.rows, round_.steps, round_.cached = False, 1, 0, 0, 0
         if done:
             del self._rounds[request.request_id]
+            if not self._resident:
+                self._sequences.forget(request.session)
         return event
 
     def _fail(self, round_: _Round, sentence: str) -> VerifyEvent:

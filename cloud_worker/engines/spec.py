@@ -30,6 +30,8 @@ class EngineSpec:
     threads: int = 1
     dtype: str = "float32"
     kv_cache_gb: int = 1
+    resident: bool = True  # sessions keep their KV between rounds
+    prefix_cache: bool = True  # and what they leave behind serves others
     cores: str = ""
     silence_seconds: float = 120.0
 
@@ -47,7 +49,7 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
     if spec.engine == "llamacpp":
         from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
 
-        llama = LlamaCppVerifier(Path(spec.model), **limits)
+        llama = LlamaCppVerifier(Path(spec.model), resident=spec.resident, **limits)
         model = llama.model
         stops = tuple(sorted(model.eog_ids))
         return llama, Vocabulary(tuple(model.token_bytes), model.chat_template or "", stops)
@@ -56,7 +58,10 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 
         vocabulary = read_vocabulary(Path(spec.model))
-        return VllmVerifier(Path(spec.model), dtype=spec.dtype, kv_cache_gb=spec.kv_cache_gb, **limits), vocabulary
+        kept: dict[str, Any] = {
+            "kv_cache_gb": spec.kv_cache_gb, "resident": spec.resident, "prefix_cache": spec.prefix_cache
+        }  # fmt: skip
+        return VllmVerifier(Path(spec.model), dtype=spec.dtype, **kept, **limits), vocabulary
     raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
 
 
