@@ -38,13 +38,12 @@ class EngineSpec:
 
 def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
     """Import and open the engine a spec names, with its vocabulary. Raises ModelError or EngineError."""
-    limits = {"context": spec.context, "draft_max": spec.draft_max}
+    limits: dict[str, Any] = {"context": spec.context, "draft_max": spec.draft_max}
     if spec.engine == "fake":
         from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
 
         vocabulary = Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
-        switches: dict[str, Any] = {**limits, **fake_switches(spec.model)}
-        return FakeVerifier(**switches), vocabulary
+        return FakeVerifier(**limits, **fake_switches(spec.model)), vocabulary
     limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
     if spec.engine == "llamacpp":
         from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
@@ -58,10 +57,8 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 
         vocabulary = read_vocabulary(Path(spec.model))
-        kept: dict[str, Any] = {
-            "kv_cache_gb": spec.kv_cache_gb, "resident": spec.resident, "prefix_cache": spec.prefix_cache
-        }  # fmt: skip
-        return VllmVerifier(Path(spec.model), dtype=spec.dtype, **kept, **limits), vocabulary
+        limits |= {"kv_cache_gb": spec.kv_cache_gb, "resident": spec.resident, "prefix_cache": spec.prefix_cache}
+        return VllmVerifier(Path(spec.model), dtype=spec.dtype, **limits), vocabulary
     raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
 
 
