@@ -40,6 +40,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "draft_max": (int, "longest draft a worker takes in one round"),
     "max_sessions": (int, "sessions a worker serves at a time"),
     "kv_cache_gb": (float, "memory of the target's KV cache"),
+    "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
     "kv_reuse": (bool, "use KV again: sessions stay in the target, prefixes are cached"),
     "context": (int, "longest prompt and answer together, in tokens"),
@@ -51,7 +52,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 BROKER = ("redis_url", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
 DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
-TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "engine_threads")
+TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 
 #: a command's own flag for data in JSON

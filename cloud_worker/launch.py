@@ -29,6 +29,7 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         kv_cache_gb=max(1, round(settings.kv_cache_gb)),
         resident=settings.kv_reuse,
         prefix_cache=settings.kv_reuse,
+        compiled=settings.compiled,
         cores=settings.cores or "",
     )
     return WorkerSpec(redis_url, spec, name=name, model_name=_model_name(settings))

@@ -75,6 +75,7 @@ class Settings(BaseModel):
     draft_max: int = Field(16, ge=1, le=MAX_DRAFT, description="longest draft a worker takes in one round")
     max_sessions: int = Field(64, ge=1, le=100_000, description="sessions a worker serves at a time")
     kv_cache_gb: float = Field(1.0, gt=0, le=10_000, allow_inf_nan=False, description="memory of the target's KV cache")
+    compiled: bool = Field(False, description="vLLM compiles the target: faster rounds, the first start takes a minute")
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
 
     # both sides

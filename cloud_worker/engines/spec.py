@@ -32,6 +32,7 @@ class EngineSpec:
     kv_cache_gb: int = 1
     resident: bool = True  # sessions keep their KV between rounds
     prefix_cache: bool = True  # and what they leave behind serves others
+    compiled: bool = False  # vLLM: faster rounds, a slower start
     cores: str = ""
     silence_seconds: float = 120.0
 
@@ -57,8 +58,9 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 
         vocabulary = read_vocabulary(Path(spec.model))
-        limits |= {"kv_cache_gb": spec.kv_cache_gb, "resident": spec.resident, "prefix_cache": spec.prefix_cache}
-        return VllmVerifier(Path(spec.model), dtype=spec.dtype, **limits), vocabulary
+        for name in ("dtype", "kv_cache_gb", "resident", "prefix_cache", "compiled"):
+            limits[name] = getattr(spec, name)
+        return VllmVerifier(Path(spec.model), **limits), vocabulary
     raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
 
 

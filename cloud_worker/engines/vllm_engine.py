@@ -103,10 +103,12 @@ class VllmVerifier(Verifier):
         kv_blocks: int | None = None,
         resident: bool = True,
         prefix_cache: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Load `model_dir` (Hugging Face layout, safetensors). `kv_blocks` replaces `kv_cache_gb` (tests).
 
         Without `resident` every round is a request of its own; without `prefix_cache` it computes all of its prefix.
+        With `compiled` vLLM compiles the model (CPU) or captures graphs (GPU) at start, which other numbers come from.
 
         Raises EngineError when vLLM is missing or another version, ModelError when the model cannot be served.
         """
@@ -127,6 +129,7 @@ class VllmVerifier(Verifier):
             kv_cache_memory_bytes=kv_cache_gb << 30,
             num_gpu_blocks_override=kv_blocks,
             enable_prefix_caching=prefix_cache,
+            enforce_eager=not compiled,
         )
         self._scheduler: VerifyScheduler = self._core.scheduler
         if resident:
@@ -137,7 +140,9 @@ class VllmVerifier(Verifier):
         self.info = EngineInfo(
             engine="vllm",
             version=vllm_start.VERSION,
-            fingerprint=vllm_start.fingerprint(model_dir, dtype, f"{distribution} {vllm_start.VERSION}"),
+            fingerprint=vllm_start.fingerprint(
+                model_dir, dtype, f"{distribution} {vllm_start.VERSION}{' compiled' * compiled}"
+            ),
             vocab_size=self._core.vllm_config.model_config.get_vocab_size(),
             context=context,
             draft_max=draft_max,

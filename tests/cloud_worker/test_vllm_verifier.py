@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from contracts import verifier as contract
+from contracts.tiny_hf import write_tiny_model
 
 from pilotfish.cloud_worker.engines import vllm_start
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
@@ -44,30 +45,7 @@ SAMPLINGS = [
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen3 with weights large enough that its text wanders."""
-    path = tmp_path_factory.mktemp("target")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torch
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-
-        torch.manual_seed(5)
-        config = Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=64,
-            max_position_embeddings=CONTEXT,
-            initializer_range=0.15,
-            tie_word_embeddings=False,
-            eos_token_id=3,
-        )
-        model: Any = Qwen3ForCausalLM
-        model(config).to(torch.float32).save_pretrained(path)
-    return path
+    return write_tiny_model(tmp_path_factory.mktemp("target"), vocab=VOCAB, context=CONTEXT)
 
 
 @pytest.fixture(scope="module")
