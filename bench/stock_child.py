@@ -36,7 +36,7 @@ class Child:
         self.count = 0
 
     def handle(self, question: dict[str, Any]) -> Any:
-        """open {cores_, threads, settings} · generate, core {prompts, lengths} · score {ids, times} · logits {prefixes}"""
+        """open {cores_, threads, settings}, then any method below by name, with its arguments."""
         do = question.pop("do")
         if self.llm is None:
             return self._open(**question)

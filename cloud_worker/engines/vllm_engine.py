@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROUND: Final = "pilotfish_round"  # key in SamplingParams.extra_args
 STEP_TOKENS: Final = 2048  # most prefix rows of one step; a longer prefix comes in chunks
-CHUNK_TOKENS: Final = 256  # most rows of one prefix in a step that other requests wait for
+CHUNK_TOKENS: Final = 128  # most rows of one prefix in a step that other requests wait for
 RESIDENT_SHARE: Final = 0.5  # of the KV cache that parked sessions may hold
 RESIDENT_SECONDS: Final = 300.0  # a session parked for longer is let go
 
