@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -138,9 +138,17 @@ class Verification:
         known = self.known.setdefault(key, Known())
         known.newest_epoch = max(known.newest_epoch, ticket.job.epoch)
         self.known.move_to_end(key)
-        while len(self.known) > MAX_SESSIONS:
-            self.known.popitem(last=False)
+        if len(self.known) > MAX_SESSIONS:
+            self._forget_some()
         return known
+
+    def _forget_some(self) -> None:
+        """The oldest sessions of the tenant that has most: a flood of one tenant's drowns none of another's."""
+        counted = Counter(tenant for tenant, _, _ in self.known)
+        ((largest, count),) = counted.most_common(1)
+        old = [key for key in self.known if key[0] == largest]
+        for key in old[: max(1, count // 16)]:  # a share at a time, counting costs more than forgetting
+            del self.known[key]
 
     async def _in_turn(self, ticket: Ticket, known: Known, answer: Answer) -> None:
         job = ticket.job

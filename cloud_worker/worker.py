@@ -26,6 +26,7 @@ from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
 from pilotfish.protocol import fleet, keys
+from pilotfish.protocol.bounds import Bounds
 from pilotfish.protocol.broker import (
     CONNECT_SECONDS,
     PAUSE_MAX_SECONDS,
@@ -44,6 +45,7 @@ log = logging.getLogger("pilotfish.worker")
 
 JOB_SECONDS = 600
 DRAIN_SECONDS = 20
+TENANT_BYTES = 256 << 20  # of Redis, for all keys of one tenant
 STOCK_EVERY_SECONDS = 1.0  # arq's own zset: cron, deferred and admin jobs
 
 
@@ -56,6 +58,7 @@ class WorkerSpec:
     name: str = ""
     model_name: str = ""
     max_jobs: int = 64
+    tenant_bytes: int = TENANT_BYTES
 
 
 class StreamWorker(Worker):
@@ -63,7 +66,7 @@ class StreamWorker(Worker):
 
     def __init__(
         self, functions: Any, *, ingress: Ingress, describe: Callable[[], dict[str, str]],
-        announce: Callable[[], Awaitable[None]], **kwargs: Any,
+        announce: Callable[[], Awaitable[None]], bounds: Bounds | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         _refuse_pickle(kwargs)
         super().__init__(
@@ -71,6 +74,7 @@ class StreamWorker(Worker):
             queue_name=f"arq:{keys.PREFIX}:{ingress.target}", **kwargs,
         )  # fmt: skip
         self.ingress, self.describe, self.announce = ingress, describe, announce
+        self.bounds = bounds or Bounds(ingress.redis, ingress.target, ingress.worker, TENANT_BYTES)
         self._sweeper: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
 
@@ -144,6 +148,7 @@ class StreamWorker(Worker):
         state = {"state": "serving" if serving else "draining", "credit": str(self.credit)}
         if not await self.ingress.beat({**self.describe(), **state}, serving=serving):
             await self.announce()
+        await self.bounds.hold(self.ingress.open_streams)
 
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
@@ -190,6 +195,12 @@ class StreamWorker(Worker):
             log.exception("a job could not be answered: it will be delivered again")
 
     async def _answer(self, delivery: Delivery) -> None:
+        invented = self.ingress.age_ms(delivery) < -AHEAD_MS
+        await self._decode_and_answer(delivery)
+        if invented:
+            await self.ingress.start_over(delivery.stream)
+
+    async def _decode_and_answer(self, delivery: Delivery) -> None:
         try:
             message: VerifyJob | Cancel | Close = decode(delivery.payload, ToWorker)
         except InvalidMessage as error:
@@ -281,8 +292,6 @@ async def verify(ctx: dict[str, Any], job: VerifyJob) -> None:
         await ingress.reply(delivery, message, last=last)
 
     await ctx["verification"].handle(ticket, answer)
-    if ticket.age_ms < -AHEAD_MS:
-        await ingress.start_over(delivery.stream)
 
 
 async def cancel(ctx: dict[str, Any], message: Cancel | Close) -> None:
@@ -345,6 +354,7 @@ async def _serve(
     worker = StreamWorker(
         FUNCTIONS, ingress=ingress, describe=lambda: _describe(worker, engine), redis_pool=pool, max_jobs=spec.max_jobs,
         announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
+        bounds=Bounds(pool, target.id, name, spec.tenant_bytes),
         job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
     worker.ctx["verification"] = Verification(engine, name, lambda: worker.credit)

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import decode, encode
-from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker
+from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker, WrongType
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
 from pilotfish.protocol.settings import redacted
 from pilotfish.protocol.wire import Wire, entries
@@ -170,10 +170,13 @@ class EdgeBroker:
             await pipe.execute()
 
     async def leave(self) -> None:
-        """This agent takes no more prompts."""
+        """This agent takes no more prompts. What it owned ends at once, by PEXPIRE: no edge needs the right to DEL."""
         with translated():
-            await self.redis.delete(keys.agent_beat(self.tenant, self.agent), keys.replies(self.tenant, self.agent))
-            await self.redis.zrem(keys.agents(self.tenant), self.agent)
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.pexpire(keys.agent_beat(self.tenant, self.agent), 0)
+            pipe.pexpire(keys.replies(self.tenant, self.agent), 0)
+            pipe.zrem(keys.agents(self.tenant), self.agent)
+            await pipe.execute()
 
     async def live_workers(self, target: str) -> int:
         """How many workers of the target have beaten lately."""
@@ -262,15 +265,23 @@ async def live(redis: RedisBytes, zset: str) -> list[str]:
     return [name.decode() for name in await redis.zrangebyscore(zset, oldest, "+inf")]
 
 
-async def ensure_group(redis: RedisBytes, stream: str, group: str) -> None:
-    """Create stream and consumer group, reading from its beginning; renew the stream's life. Idempotent."""
+async def ensure_group(redis: RedisBytes, stream: str, group: str) -> bool:
+    """Create stream and consumer group, reading from its beginning; renew the stream's life. True if it was not there.
+
+    Idempotent. Raises WrongType where another kind of key stands in the stream's place.
+    """
+    created = True
     with translated():
         try:
             await redis.xgroup_create(stream, group, id="0", mkstream=True)
         except rx.ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                raise WrongType(f"{stream} is no stream: whoever may write it has put something else there") from error
             if "BUSYGROUP" not in str(error):
                 raise
+            created = False
         await redis.pexpire(stream, keys.JOBS_TTL_MS)
+    return created
 
 
 def read_entry(fields: dict[bytes, bytes], kind: Any) -> Any:

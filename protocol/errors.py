@@ -10,7 +10,8 @@
     │   └── PairMismatch           draft and target disagree about the vocabulary
     ├── BrokerError                Redis cannot be used (exit 3)
     │   ├── BrokerUnreachable      nothing answers at the URL
-    │   └── BrokerRefused          Redis answers and says no (password, ACL)
+    │   ├── BrokerRefused          Redis answers and says no (password, ACL)
+    │   └── WrongType              a key is not of the kind that `keys.py` says
     ├── CloudError                 the cloud did not answer, or refused (exit 3)
     │   ├── NoWorker               no live worker serves the target
     │   ├── NoAgent                no live agent takes submitted prompts
@@ -94,6 +95,12 @@ class BrokerRefused(BrokerError):
     """Redis answers and says no: password, ACL, memory."""
 
     code = "broker_refused"
+
+
+class WrongType(BrokerError):
+    """A key is not of the kind that `keys.py` says: someone else wrote it."""
+
+    code = "wrong_type"
 
 
 class CloudError(PilotfishError):

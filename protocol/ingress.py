@@ -7,6 +7,8 @@ and leases; nothing of what a job means. `broker.py` is the other side.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +19,11 @@ import redis.exceptions as rx
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import SOCKET_SECONDS, RedisBytes, ensure_group
 from pilotfish.protocol.codec import encode
+from pilotfish.protocol.errors import WrongType
 from pilotfish.protocol.messages import Message
 from pilotfish.protocol.wire import Wire, entries
+
+log = logging.getLogger("pilotfish.ingress")
 
 #: renew_leases(KEYS: streams; ARGV: group, consumer, then (stream index, entry id)...) -> how many are still ours.
 #: XCLAIM alone would steal a job back from the peer that took it over. A stream that is gone holds up no other.
@@ -41,7 +46,8 @@ BURY: Final = """
 local beat = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if beat and tonumber(beat) >= tonumber(ARGV[2]) then return 0 end
 for i = 2, #KEYS do
-  if redis.call('XLEN', KEYS[i]) > 0 then return 0 end
+  local left = redis.pcall('XLEN', KEYS[i])
+  if type(left) == 'number' and left > 0 then return 0 end
 end
 for i = 2, #KEYS do redis.call('DEL', KEYS[i]) end
 redis.call('ZREM', KEYS[1], ARGV[1])
@@ -60,12 +66,21 @@ return 1
 
 DEAD_LETTER_BYTES: Final = 65_536  # of a payload, for people; anyone may send a megabyte of nothing
 SWEEP_COUNT: Final = 16  # jobs taken over from one stream in one sweep
+ASIDE_SECONDS: Final = 5.0  # a tenant that breaks its own streams is not read for so long
+REOPENED_MAX: Final = 3  # a stream that vanishes more often within that time was removed on purpose
+LEFT_OUT_MS: Final = 50  # a wait that leaves tenants out ends so soon
 
 #: answer(KEYS: job stream, reply stream, dead letters; ARGV: group, entry id, reply or "", last, letter's fields...)
 #: A script and not a MULTI: one command to send and one answer to read, on the hottest path there is.
+#: A reply stream that its tenant has broken (no stream, or out of ids) begins again, or its jobs would never end.
 ANSWER: Final = f"""
 if ARGV[3] ~= '' then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', {keys.REPLY_MAXLEN}, '*', '{keys.FIELD_MESSAGE}', ARGV[3])
+  local reply = {{'XADD', KEYS[2], 'MAXLEN', '~', {keys.REPLY_MAXLEN}, '*', '{keys.FIELD_MESSAGE}', ARGV[3]}}
+  local told = redis.pcall(unpack(reply))
+  if type(told) == 'table' and told.err then
+    redis.call('DEL', KEYS[2])
+    redis.call(unpack(reply))
+  end
   redis.call('PEXPIRE', KEYS[2], {keys.REPLY_TTL_MS})
 end
 if #ARGV > 4 then
@@ -104,6 +119,8 @@ class Ingress:
         self.tenants: list[str] = []
         self._claim_from: dict[str, Any] = {}  # stream -> where the next XAUTOCLAIM begins
         self.held: dict[tuple[str, str], Delivery] = {}  # by (stream, entry id)
+        self._aside: dict[str, float] = {}  # tenants that are not read -> until when, on our monotonic clock
+        self._opened: dict[str, list[float]] = {}  # stream -> when we had to create it, lately
         self._dead: list[str] = []
         self._peers: list[str] = []
         self._clock = (0, 0.0)  # Redis ms, our monotonic seconds at the same moment
@@ -118,8 +135,27 @@ class Ingress:
     async def open(self) -> None:
         """Create our streams and groups; called at start, for a new tenant, and after Redis lost them."""
         await self._read_clock_and_tenants()
-        for stream in self._streams([self.worker, keys.ANY]):
-            await ensure_group(self.redis, stream, keys.GROUP_WORKERS)
+        for stream in self.open_streams:
+            await self._open_stream(stream)
+
+    async def _open_stream(self, stream: str) -> None:
+        """One stream and its group. A tenant that broke its own is set aside: it must not hold up the others."""
+        try:
+            created = await ensure_group(self.redis, stream, keys.GROUP_WORKERS)
+        except WrongType as error:
+            await self.redis.unlink(stream)
+            self._set_aside(stream, str(error))
+            return
+        now = time.monotonic()
+        times = [at for at in self._opened.get(stream, ()) if now - at < ASIDE_SECONDS] + [now] * created
+        self._opened[stream] = times
+        if len(times) > REOPENED_MAX and len(self.tenants) > 1:
+            self._set_aside(stream, f"{stream} is removed again and again")
+
+    def _set_aside(self, stream: str, why: str) -> None:
+        tenant = stream.split(":")[3]
+        self._aside[tenant] = time.monotonic() + ASIDE_SECONDS
+        log.warning("%s: tenant %s is not served for %g s", why, tenant, ASIDE_SECONDS)
 
     async def beat(self, fields: dict[str, str], *, serving: bool = True) -> bool:
         """Say that we live, renew what we own, and learn about peers and tenants. Two round trips.
@@ -167,7 +203,8 @@ class Ingress:
         pipe.smembers(keys.TENANTS)
         (seconds, micros), tenants = await pipe.execute()
         self._clock = (seconds * 1000 + micros // 1000, time.monotonic())
-        self.tenants = sorted(t.decode() for t in tenants) or [keys.DEFAULT_TENANT]
+        named = (tenant.decode(errors="replace") for tenant in tenants)
+        self.tenants = sorted(filter(keys.NAME.fullmatch, named)) or [keys.DEFAULT_TENANT]
 
     def _sort_peers(self, scores: Iterable[tuple[bytes, float]]) -> None:
         peers = [(name.decode(), score) for name, score in scores if name.decode() != self.worker]
@@ -177,8 +214,28 @@ class Ingress:
     def _oldest_beat(self) -> int:
         return self.now_ms() - keys.BEAT_TTL_MS
 
-    def _streams(self, workers: Iterable[str]) -> list[str]:
-        return [keys.jobs(self.target, tenant, worker) for tenant in self.tenants for worker in workers]
+    def _streams(self, workers: Iterable[str], tenants: Iterable[str] | None = None) -> list[str]:
+        """Streams of these tenants, or of all that are not set aside."""
+        now = time.monotonic()
+        read = [one for one in self.tenants if self._aside.get(one, 0) <= now] if tenants is None else tenants
+        return [keys.jobs(self.target, tenant, worker) for tenant in read for worker in workers]
+
+    @property
+    def open_streams(self) -> list[str]:
+        """The streams that we pick jobs up from."""
+        return self._streams([self.worker, keys.ANY])
+
+    def _with_room(self, count: int) -> list[str]:
+        """Tenants to take `count` more jobs from: the last places are for those of whom we hold none.
+
+        So one tenant may fill a worker as long as nobody else asks, and never keeps the others out.
+        """
+        now = time.monotonic()
+        tenants = [one for one in self.tenants if self._aside.get(one, 0) <= now]
+        holding = {delivery.tenant for delivery in self.held.values()}
+        waiting = sum(tenant not in holding for tenant in tenants)
+        enough = not waiting or count > waiting + 1  # a tenant has two streams, and gives one job of each at least
+        return [tenant for tenant in tenants if enough or tenant not in holding]
 
     # --- picking up ------------------------------------------------------------------------------------------
 
@@ -187,7 +244,13 @@ class Ingress:
 
         COUNT is per stream, so a worker with little room asks each for its share (one at least).
         """
-        streams = self._streams([self.worker, keys.ANY])
+        tenants = self._with_room(count)
+        streams = self._streams([self.worker, keys.ANY], tenants)
+        if len(tenants) < len(self.tenants):
+            block_ms = min(block_ms, LEFT_OUT_MS)
+        if not streams:
+            await asyncio.sleep(block_ms / 1000)
+            return []
         share = max(1, count // max(1, len(streams)))
         try:
             options = ("COUNT", share, "BLOCK", block_ms, "STREAMS", *streams, *(">" for _ in streams))
@@ -195,7 +258,7 @@ class Ingress:
         except rx.ResponseError as error:
             if not _is_gone(error):
                 raise
-            await self.open()  # Redis restarted empty, or peers thought us dead and buried our streams
+            await self.open()  # Redis restarted empty, peers thought us dead, or a tenant broke its own
             return []
         return [self._hold(stream.decode(), *entry) for stream, found in got for entry in found]
 
@@ -317,8 +380,8 @@ def _dead_letter(delivery: Delivery, why: str) -> tuple[Any, ...]:
 
 
 def _is_gone(error: Exception) -> bool:
-    """A stream or group was deleted, before we asked for it or (Redis 7.0) while we waited on it."""
-    return "NOGROUP" in str(error) or "UNBLOCKED" in str(error)
+    """A stream or group was deleted or replaced, before we asked for it or (Redis 7.0) while we waited on it."""
+    return any(word in str(error) for word in ("NOGROUP", "UNBLOCKED", "WRONGTYPE"))
 
 
 def _unless_gone(answer: Any) -> Any:

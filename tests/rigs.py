@@ -16,6 +16,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from helpers import wait_until, wait_until_sync
+from logins import login
 from pilotfish.cli.redis_server import find_program
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier, fake_target
 from pilotfish.cloud_worker.engines.spec import EngineSpec
@@ -70,7 +71,7 @@ def job(ids: Sequence[int] = PROMPT, draft: Sequence[int] = (), /, **changes: An
 async def worker(redis_url: str, name: str = "w1", model: str = "", **spec: Any) -> AsyncIterator[asyncio.Task[None]]:
     """A worker with the fake engine in this process (its engine has a process of its own)."""
     started = asyncio.Event()
-    wanted = WorkerSpec(redis_url, EngineSpec("fake", model), name=name, **spec)
+    wanted = WorkerSpec(login(redis_url, "worker"), EngineSpec("fake", model), name=name, **spec)
     task = asyncio.create_task(run(wanted, ready=lambda *_: started.set()))
     waiting = asyncio.create_task(started.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -98,7 +99,7 @@ asyncio.run(run(WorkerSpec(url, EngineSpec("fake", model), name=name), ready=lam
 async def worker_process(redis_url: str, name: str, model: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker that may be killed."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER_CODE, redis_url, name, model, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", WORKER_CODE, login(redis_url, "worker"), name, model, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout
     assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n", "the worker did not start"
@@ -132,7 +133,7 @@ async def agent(
     **defaults: Any,
 ) -> AsyncIterator[Agent]:
     """An agent of the fake pair."""
-    redis = connect(redis_url)
+    redis = connect(login(redis_url, f"{keys.DEFAULT_TENANT}+agent"))
     broker = EdgeBroker(redis, keys.DEFAULT_TENANT, name, new_boot())
     drafter = FakeDrafter(fake_target, alpha=alpha, token_ms=token_ms)
     target = await fleet.find_target(redis)

@@ -1,0 +1,118 @@
+"""What one tenant may fill of a shared Redis, held by the workers: an ACL says which keys, and never how much.
+
+Two looks. With each beat a worker cuts the streams it reads (`trim`). Every CENSUS_SECONDS one worker of a target walks
+the keyspace (`census`): a tenant's key without an end gets one, a key in a tenant's reach that no page of ours spells is
+removed, and of a tenant above its bound the largest keys go first. Knows keys and sizes; nothing of what they hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import defaultdict
+from typing import Final
+
+from pilotfish.protocol import keys, metrics
+from pilotfish.protocol.broker import RedisBytes, live
+
+log = logging.getLogger("pilotfish.bounds")
+
+JOBS_MAXLEN: Final = 4_096  # jobs that wait in one stream
+JOBS_MAX_BYTES: Final = 64 << 20  # of one stream, everything counted
+CENSUS_SECONDS: Final = 5.0
+SCAN_COUNT: Final = 1_000
+
+#: trim(KEYS: streams; ARGV: longest, most bytes) -> entries removed. The oldest go: theirs are the stale jobs.
+TRIM: Final = """
+local cut = 0
+for _, stream in ipairs(KEYS) do
+  local length = redis.pcall('XLEN', stream)
+  if type(length) == 'number' and length > 0 then
+    cut = cut + redis.call('XTRIM', stream, 'MAXLEN', ARGV[1])
+    local size = redis.call('MEMORY', 'USAGE', stream, 'SAMPLES', 0)
+    if size > tonumber(ARGV[2]) then
+      local rest = math.floor(redis.call('XLEN', stream) * tonumber(ARGV[2]) / size)
+      cut = cut + redis.call('XTRIM', stream, 'MAXLEN', rest)
+    end
+  end
+end
+return cut
+"""
+
+_NAME = r"([A-Za-z0-9_.-]{1,64})"
+#: every key of a tenant as `keys.py` spells it; one group is the tenant
+_OWNED = re.compile(
+    f"{keys.PREFIX}:(?:[0-9a-f]{{16}}:jobs:{_NAME}:{_NAME}"
+    f"|(?:rep|a|out):{_NAME}:{_NAME}|(?:prompts|agents):{_NAME})"
+)
+#: what patterns of an ACL give to tenants (`acl.py`), and so anyone of them may have written
+_IN_REACH = re.compile(f"{keys.PREFIX}:(?:.{{16}}:jobs|rep|a|out|prompts|agents):.*", re.DOTALL)
+
+
+class Bounds:
+    """The bounds of every tenant, as one worker holds them. `tenant_bytes` is for all keys of one tenant together."""
+
+    def __init__(self, redis: RedisBytes, target: str, worker: str, tenant_bytes: int) -> None:
+        self.redis, self.target, self.worker, self.tenant_bytes = redis, target, worker, tenant_bytes
+        self._trim = redis.register_script(TRIM)
+        self._next_census = 0.0
+
+    async def hold(self, streams: list[str]) -> None:
+        """Once a beat, over the streams this worker reads."""
+        if streams and (cut := int(await self._trim(keys=streams, args=[JOBS_MAXLEN, JOBS_MAX_BYTES]))):
+            metrics.TRIMMED.inc(cut)
+            log.warning("%d jobs were dropped unread: their tenant's stream was over its bound", cut)
+        if time.monotonic() >= self._next_census:
+            self._next_census = time.monotonic() + CENSUS_SECONDS
+            if self.worker == min(await live(self.redis, keys.workers(self.target)), default=self.worker):
+                await self.census()
+
+    async def census(self) -> None:
+        """Walk the keyspace once."""
+        found = [key async for key in self.redis.scan_iter(match=f"{keys.PREFIX}:*", count=SCAN_COUNT)]
+        tenants = {key: tenant_of(key) for key in found}
+        sizes = await self._sizes([key for key, tenant in tenants.items() if tenant])
+        doomed = [key for key, tenant in tenants.items() if tenant is None]
+        by_tenant: dict[str, list[tuple[int, bytes]]] = defaultdict(list)
+        for key, size in sizes.items():
+            by_tenant[str(tenants[key])].append((size, key))
+        for tenant, entries in by_tenant.items():
+            doomed += self._too_much(tenant, entries)
+        if doomed:
+            metrics.EVICTED.inc(await self.redis.unlink(*doomed))
+
+    async def _sizes(self, found: list[bytes]) -> dict[bytes, int]:
+        """Bytes of each key; one without an end gets the longest there is."""
+        pipe = self.redis.pipeline(transaction=False)
+        for key in found:
+            pipe.memory_usage(key, samples=0)
+            pipe.ttl(key)
+        answers = await pipe.execute() if found else []
+        sizes = {key: size or 0 for key, size in zip(found, answers[::2], strict=True)}
+        endless = [key for key, ttl in zip(found, answers[1::2], strict=True) if ttl == -1]
+        for key in endless:
+            pipe.pexpire(key, keys.JOBS_TTL_MS)
+        if endless:
+            await pipe.execute()
+        return sizes
+
+    def _too_much(self, tenant: str, entries: list[tuple[int, bytes]]) -> list[bytes]:
+        """Keys to remove, the largest first, until the tenant is within its bound."""
+        total, doomed = sum(size for size, _ in entries), list[bytes]()
+        for size, key in sorted(entries, reverse=True):
+            if total <= self.tenant_bytes:
+                break
+            doomed.append(key)
+            total -= size
+        if doomed:
+            log.warning("tenant %s is over its %d bytes: %d keys are removed", tenant, self.tenant_bytes, len(doomed))
+        return doomed
+
+
+def tenant_of(key: bytes) -> str | None:
+    """Whose key it is: "" for nobody's, None for one that only somebody who breaks the rules can have written."""
+    text = key.decode(errors="replace")
+    if owned := _OWNED.fullmatch(text):
+        return next(filter(None, owned.groups()))
+    return None if _IN_REACH.fullmatch(text) else ""
