@@ -11,7 +11,10 @@ from pilotfish.cli.options import DRAFT, MACHINE, TARGET, AsJson, takes
 if TYPE_CHECKING:
     from pilotfish.protocol.settings import Settings
 
-DEMO_OPTIONS = ("redis_url", "tenant", "temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "deadline_ms")
+DEMO_OPTIONS = (
+    "redis_url", "redis_ca", "allow_plaintext", "tenant", "temperature", "top_k", "top_p", "min_p", "seed",
+    "max_tokens", "deadline_ms",
+)  # fmt: skip
 
 
 @takes(*DEMO_OPTIONS, *TARGET, *DRAFT, *MACHINE)

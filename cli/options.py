@@ -16,6 +16,8 @@ import typer
 #: setting -> (type, what it is for[, the words it takes])
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "redis_url": (str, "Redis of the jobs; unset: the private one that runs here"),
+    "redis_ca": (str, "CA certificate of rediss:// (PEM); unset: the system's"),
+    "allow_plaintext": (bool, "speak to a Redis on another machine without TLS"),
     "tenant": (str, "whose jobs these are; a tenant is a Redis ACL user"),
     "agent": (str, "name of this device; unset: made from the host name"),
     "target": (str, "name of the target to ask; unset: the only one there is"),
@@ -32,6 +34,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "window": (int, "rounds under way at a time"),
     "round_timeout_ms": (int, "a round is sent again after this many ms"),
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
+    "pad_messages": (bool, "pad jobs and verdicts to fixed sizes, which then tell nothing"),
     "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
     "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
     "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
@@ -42,6 +45,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "kv_cache_gb": (float, "memory of the target's KV cache"),
     "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
+    "tenant_mb": (int, "MB of Redis that one tenant may fill; more is removed"),
     "kv_reuse": (bool, "use KV again: sessions stay in the target, prefixes are cached"),
     "context": (int, "longest prompt and answer together, in tokens"),
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
@@ -49,10 +53,11 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "log_level": (str, "what is logged", "debug|info|warning|error"),
 }
 
-BROKER = ("redis_url", "tenant")
+BROKER = ("redis_url", "redis_ca", "allow_plaintext", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
-DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
+DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "pad_messages", "draft_model", "draft_threads")
 TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")
+TENANTS = ("tenant_mb",)
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 
 #: a command's own flag for data in JSON

@@ -14,7 +14,7 @@ from pilotfish.cli import redis_server
 from pilotfish.cli.inspection import text_hash
 from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, flag
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
-from pilotfish.cli.redis_url import described
+from pilotfish.cli.redis_url import described, redis_url
 from pilotfish.cloud_worker.launch import vllm_version
 from pilotfish.protocol import cores, keys
 from pilotfish.protocol.broker import connect, ping
@@ -32,7 +32,7 @@ def some_redis(settings: Settings, *, own: bool = False) -> Iterator[tuple[str, 
     With `own` a private one is started in any case but a set REDIS_URL; it does not take the other's runtime file.
     """
     if settings.redis_url:
-        yield settings.redis_url, described(settings)
+        yield redis_url(settings), described(settings)
         return
     found = redis_server.find()
     if found and not own:

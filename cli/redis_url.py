@@ -11,9 +11,13 @@ if TYPE_CHECKING:
 
 
 def redis_url(settings: Settings) -> str:
-    """Raises BrokerUnreachable with the two ways to get a Redis when there is none."""
+    """What to connect to. Raises BrokerUnreachable with the two ways to get a Redis when there is none, and
+    SettingsError for one that would be reached in the clear.
+    """
     if settings.redis_url:
-        return settings.redis_url
+        from pilotfish.protocol.transport import checked
+
+        return checked(settings.redis_url, ca=settings.redis_ca, allow_plaintext=settings.allow_plaintext)
     from pilotfish.cli import redis_server
 
     if private := redis_server.find():

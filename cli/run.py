@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, takes
+from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, TENANTS, takes
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -31,7 +31,7 @@ def say(line: str) -> None:
 # --- worker --------------------------------------------------------------------------------------------------
 
 
-@takes(*BROKER, *TARGET, *MACHINE)
+@takes(*BROKER, *TARGET, *TENANTS, *MACHINE)
 def worker(
     settings: Settings,
     name: Annotated[str, typer.Option("--name", help="Name of this worker; unset: made up.")] = "",

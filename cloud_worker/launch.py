@@ -32,7 +32,8 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         compiled=settings.compiled,
         cores=settings.cores or "",
     )
-    return WorkerSpec(redis_url, spec, name=name, model_name=_model_name(settings))
+    shown, tenant_bytes = _model_name(settings), settings.tenant_mb << 20
+    return WorkerSpec(redis_url, spec, name=name, model_name=shown, tenant_bytes=tenant_bytes)
 
 
 def choose_engine(wanted: str) -> str:

@@ -36,6 +36,8 @@ from pilotfish.protocol.messages import (
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")
 
+INBOX_MAX = 256  # messages that wait for one generation
+
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -151,7 +153,7 @@ class Agent:
                 if generation := self._requests.get(message.request):
                     generation.cancel()
             elif message.boot == self.broker.boot and (found := self.generations.get(message.session)):
-                found.inbox.put_nowait(message)
+                _hand_over(found.inbox, message)
 
     async def _beat_often(self) -> None:
         while True:
@@ -271,6 +273,12 @@ class Agent:
             round_timeout_ms=self.defaults.round_timeout_ms,
             deadline_ms=prompt.deadline_ms,
         )
+
+
+def _hand_over(inbox: asyncio.Queue[Any], message: Any) -> None:
+    """Unless a worker has gone wild: then the round's timer makes up for what is lost."""
+    if inbox.qsize() < INBOX_MAX:
+        inbox.put_nowait(message)
 
 
 async def _for_ever(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:

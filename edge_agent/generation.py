@@ -29,6 +29,7 @@ from pilotfish.protocol.errors import (
 )
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
+    MILLIS_MAX,
     Close,
     FinishReason,
     Mode,
@@ -241,6 +242,8 @@ class Generation:
     async def _wait(self) -> list[Committed]:
         """For a reply, the round's timer or the deadline, whichever is first."""
         until = min(self._retry_at, self._deadline)
+        if self._clock() >= until:
+            return await self._silence()  # whatever has come since: a flood of messages puts no timer off
         try:
             async with asyncio.timeout(max(0.0, until - self._clock())):  # wait_for loses cancellations in Python 3.11
                 message = await self.inbox.get()
@@ -260,7 +263,7 @@ class Generation:
             return []
         self._totals["cloud_rows"] += message.rows
         self._totals["cloud_steps"] += message.steps
-        self._totals["cloud_ms"] += message.engine_ms
+        self._totals["cloud_ms"] = min(MILLIS_MAX, self._totals["cloud_ms"] + message.engine_ms)  # says a stranger
         tokens = self.session.on_verdict(message)
         if tokens:
             self.worker, self._pause = message.worker, RETRY_SECONDS
@@ -277,7 +280,8 @@ class Generation:
             self.worker = refusal.worker
             self._rejoin.append(whole)
         elif refusal.code in PASSING or refusal.code == "need_prefix":
-            self._failed(why)
+            if not self._pausing:  # nor do more refusals
+                self._failed(why)
         else:
             self._fatal = JobRefused(refusal.code, why)
 

@@ -42,7 +42,8 @@ async def open_agent(settings: Settings, redis_url: str | None) -> Agent:
         await redis.aclose()
         raise
     stop_ids = drafter.model.eog_ids.union(target.vocabulary.stop_ids)
-    broker = EdgeBroker(redis, settings.tenant, settings.agent or default_name(), new_boot())
+    name = settings.agent or default_name()
+    broker = EdgeBroker(redis, settings.tenant, name, new_boot(), padded=settings.pad_messages)
     tokenizer = LlamaTokenizer(drafter.model, target.vocabulary.chat_template)
     return Agent(drafter, tokenizer, sorted(stop_ids), broker, target, _defaults(settings))
 

@@ -49,7 +49,7 @@ def worker() -> User:
     """The cloud's side, which everyone else has to trust."""
     return User(
         "worker",
-        f"~{keys.PREFIX}:* ~arq:* +@read +@write +@transaction +@scripting +select -@dangerous -@admin +ping +time +info",
+        f"~{keys.PREFIX}:* ~arq:* {CALLS} +@read +@write +@transaction +@scripting -@dangerous -@admin +info",
     )
 
 

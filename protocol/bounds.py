@@ -1,8 +1,8 @@
 """What one tenant may fill of a shared Redis, held by the workers: an ACL says which keys, and never how much.
 
-Two looks. With each beat a worker cuts the streams it reads (`trim`). Every CENSUS_SECONDS one worker of a target walks
-the keyspace (`census`): a tenant's key without an end gets one, a key in a tenant's reach that no page of ours spells is
-removed, and of a tenant above its bound the largest keys go first. Knows keys and sizes; nothing of what they hold.
+Two looks. With each beat a worker cuts the streams it reads (`hold`). Every CENSUS_SECONDS one worker of a target
+walks the keyspace (`census`): a tenant's key without an end gets one, a key in a tenant's reach that `keys.py` does not
+spell is removed, and of a tenant above its bound the largest keys go first. Knows keys and sizes, not what they hold.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ return cut
 _NAME = r"([A-Za-z0-9_.-]{1,64})"
 #: every key of a tenant as `keys.py` spells it; one group is the tenant
 _OWNED = re.compile(
-    f"{keys.PREFIX}:(?:[0-9a-f]{{16}}:jobs:{_NAME}:{_NAME}"
-    f"|(?:rep|a|out):{_NAME}:{_NAME}|(?:prompts|agents):{_NAME})"
+    f"{keys.PREFIX}:(?:[0-9a-f]{{16}}:jobs:{_NAME}:{_NAME}|(?:rep|a|out):{_NAME}:{_NAME}|(?:prompts|agents):{_NAME})"
 )
 #: what patterns of an ACL give to tenants (`acl.py`), and so anyone of them may have written
 _IN_REACH = re.compile(f"{keys.PREFIX}:(?:.{{16}}:jobs|rep|a|out|prompts|agents):.*", re.DOTALL)
@@ -114,5 +113,5 @@ def tenant_of(key: bytes) -> str | None:
     """Whose key it is: "" for nobody's, None for one that only somebody who breaks the rules can have written."""
     text = key.decode(errors="replace")
     if owned := _OWNED.fullmatch(text):
-        return next(filter(None, owned.groups()))
+        return str(next(filter(None, owned.groups())))
     return None if _IN_REACH.fullmatch(text) else ""

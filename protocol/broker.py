@@ -65,6 +65,11 @@ def translated(url: str = "") -> Iterator[None]:
     except rx.OutOfMemoryError as error:
         raise BrokerRefused(f"Redis{at} is out of memory: raise maxmemory, the broker needs noeviction") from error
     except (rx.ConnectionError, rx.TimeoutError, OSError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise BrokerUnreachable(
+                f"the certificate of Redis{at} does not hold: certificate verify failed ({error}). "
+                f"Use the name it was made for, and name a private CA's file with --redis-ca"
+            ) from error
         raise BrokerUnreachable(
             f"no Redis answers{at} ({error}): start one, `pilotfish up` runs a private one, or set REDIS_URL"
         ) from error
@@ -101,10 +106,10 @@ class Taken(NamedTuple):
 
 
 class EdgeBroker:
-    """What one agent says to Redis. `agent` names the device, `boot` this run of it."""
+    """What one agent says to Redis. `agent` names the device, `boot` this run of it; `padded` hides jobs' sizes."""
 
-    def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str) -> None:
-        self.redis, self.tenant, self.agent, self.boot = redis, tenant, agent, boot
+    def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str, *, padded: bool = False) -> None:
+        self.redis, self.tenant, self.agent, self.boot, self.padded = redis, tenant, agent, boot, padded
         self._cursor = b"0-0"
         self._wire = Wire(redis, SOCKET_SECONDS)
 
@@ -113,7 +118,7 @@ class EdgeBroker:
 
         Raises NoWorker when no worker of the target has opened its streams (or Redis lost them).
         """
-        entry = (keys.FIELD_AGENT, self.agent, keys.FIELD_MESSAGE, encode(message))
+        entry = (keys.FIELD_AGENT, self.agent, keys.FIELD_MESSAGE, encode(message, padded=self.padded))
         for name in dict.fromkeys((worker or keys.ANY, keys.ANY)):
             with translated():
                 added = await self._wire.call("XADD", keys.jobs(target, self.tenant, name), "NOMKSTREAM", "*", *entry)

@@ -20,6 +20,8 @@ from pilotfish.protocol.errors import InvalidMessage
 WIRE_VERSION = 1
 MAX_BYTES = 1_000_000
 MAX_FIELDS = 64
+PADDING = "pad"  # first field of a padded message: zeros, which every reader drops
+BUCKET_BYTES = 1024  # padded messages are this long, or twice, four times ... as long
 
 #: version -> function that turns a map of that version into one of the next
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -28,9 +30,10 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def encode(message: messages.Message) -> bytes:
+def encode(message: messages.Message, *, padded: bool = False) -> bytes:
     """One message as msgpack bytes; defaults are left out, so that old readers meet few surprises.
 
+    With `padded` its size is BUCKET_BYTES times a power of two (or MAX_BYTES), and tells nothing else.
     Raises InvalidMessage if the result would exceed MAX_BYTES, the limit of every reader.
     """
     body = _unlike_default(message)
@@ -40,7 +43,23 @@ def encode(message: messages.Message) -> bytes:
     data: bytes = msgpack.packb(body)
     if len(data) > MAX_BYTES:
         raise InvalidMessage(f"a {len(data)}-byte message exceeds the limit of {MAX_BYTES}: send a shorter prompt")
-    return data
+    return _pad(data, len(body)) if padded else data
+
+
+def _pad(data: bytes, fields: int) -> bytes:
+    """The same map with one more field in front. Its length takes four bytes, whatever it is: every size can be hit."""
+    header: bytes = msgpack.Packer().pack_map_header(fields + 1) + msgpack.packb(PADDING) + b"\xc6"
+    rest = data[len(msgpack.Packer().pack_map_header(fields)) :]
+    least = len(header) + 4 + len(rest)
+    size = min(MAX_BYTES, BUCKET_BYTES << max(0, ((least - 1) // BUCKET_BYTES).bit_length()))
+    if least > size:
+        return data  # within a few bytes of the limit: nothing larger may be sent
+    return header + (size - least).to_bytes(4, "big") + bytes(size - least) + rest
+
+
+def is_padded(data: bytes) -> bool:
+    """Whether `encode` padded these bytes."""
+    return bytes(msgpack.packb(PADDING)) in data[:8]
 
 
 def _unlike_default(message: messages.Message) -> dict[str, Any]:
@@ -80,6 +99,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     body = unpack_bounded(data, MAX_BYTES)
     if not isinstance(body, dict):
         raise InvalidMessage(f"a message is a map, this is {type(body).__name__}")
+    body.pop(PADDING, None)
     return _upgrade(body)
 
 

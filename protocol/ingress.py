@@ -18,7 +18,7 @@ import redis.exceptions as rx
 
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import SOCKET_SECONDS, RedisBytes, ensure_group
-from pilotfish.protocol.codec import encode
+from pilotfish.protocol.codec import encode, is_padded
 from pilotfish.protocol.errors import WrongType
 from pilotfish.protocol.messages import Message
 from pilotfish.protocol.wire import Wire, entries
@@ -352,7 +352,8 @@ class Ingress:
         `message` None acknowledges without a reply (cancel, close). `dead` says why a copy goes to the dead letters.
         """
         streams = [delivery.stream, keys.replies(delivery.tenant, delivery.agent), keys.dead_letters(self.target)]
-        payload = encode(message) if message is not None and delivery.agent else b""
+        padded = is_padded(delivery.payload)  # who hides the size of a job wants its verdict's hidden too
+        payload = encode(message, padded=padded) if message is not None and delivery.agent else b""
         letter = _dead_letter(delivery, dead) if dead else ()
         told = [len(streams), *streams, keys.GROUP_WORKERS, delivery.entry_id, payload, int(last), *letter]
         try:

@@ -19,12 +19,13 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_CONTEXT = 1 << 18
 MAX_DRAFT = 256
 SEED_MAX = 2**64 - 1
+MILLIS_MAX = 1e9
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
 Total = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # a sum over a whole generation
 Count = Annotated[int, Field(ge=0, le=MAX_CONTEXT, strict=True)]
 Serial = Annotated[int, Field(ge=0, le=2**53, strict=True)]
-Millis = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Millis = Annotated[float, Field(ge=0, le=MILLIS_MAX, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SessionId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[bytes, Field(min_length=16, max_length=16, strict=True)]

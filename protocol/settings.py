@@ -43,6 +43,8 @@ class Settings(BaseModel):
 
     # broker
     redis_url: RedisUrl | None = Field(None, description="Redis of the jobs; unset: the private one that runs here")
+    redis_ca: UserPath | None = Field(None, description="CA certificate of rediss:// (PEM); unset: the system's")
+    allow_plaintext: bool = Field(False, description="speak to a Redis on another machine without TLS")
     tenant: Name = Field("default", description="whose jobs these are; a tenant is a Redis ACL user")
     agent: Name | None = Field(None, description="name of this device; unset: made from the host name")
     target: Name | None = Field(None, description="name of the target to ask; unset: the only one there is")
@@ -63,6 +65,7 @@ class Settings(BaseModel):
     window: int = Field(1, ge=1, le=16, description="rounds under way at a time")
     round_timeout_ms: int = Field(5_000, ge=10, le=3_600_000, description="a round is sent again after this many ms")
     resends: int = Field(2, ge=0, le=10, description="how often a round is sent again before the cloud counts as lost")
+    pad_messages: bool = Field(False, description="pad jobs and verdicts to fixed sizes, which then tell nothing")
 
     # the device
     draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
@@ -77,6 +80,7 @@ class Settings(BaseModel):
     kv_cache_gb: float = Field(1.0, gt=0, le=10_000, allow_inf_nan=False, description="memory of the target's KV cache")
     compiled: bool = Field(False, description="vLLM compiles the target: faster rounds, the first start takes a minute")
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
+    tenant_mb: int = Field(256, ge=1, le=1_000_000, description="MB of Redis that one tenant may fill; more is removed")
 
     # both sides
     kv_reuse: bool = Field(True, description="use KV again: sessions stay in the target, prefixes are cached")

@@ -1,4 +1,4 @@
-"""A rogue tenant, with every right its users have, beside an honest one: what it tries, and what the honest one notices.
+"""A rogue tenant, with every right its users have, beside an honest one: what it tries, and what that one notices.
 
 The rogue speaks plain Redis as `rogue+agent` and `rogue+shell`; where a test gives it more than that (SET, DEL), it is
 what a Redis without ACLs would have let through, and the damage still stays with the rogue.
@@ -18,7 +18,6 @@ from rigs import PROMPT, TARGET, agent, draws, job, text_of, worker
 
 from helpers import wait_until
 from logins import login, redis_with_acl
-from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.edge_agent.generation import Task
 from pilotfish.protocol import bounds, keys
 from pilotfish.protocol.bounds import Bounds, tenant_of
@@ -115,7 +114,9 @@ async def test_a_stream_broken_over_and_over_holds_up_nobody_else(redis_url: str
         assert await honest_is_served(redis_url) < 10
 
 
-async def test_a_broken_stream_is_mended_and_its_tenant_served_again(redis: Redis, rogue: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broken_stream_is_mended_and_its_tenant_served_again(
+    redis: Redis, rogue: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pilotfish.protocol.ingress.ASIDE_SECONDS", 0.2)
     ingress = Ingress(redis, TARGET, "w1")
     await redis.set(ROGUE, "x", px=60_000)
@@ -165,7 +166,9 @@ async def _takes(rogue: Redis) -> bool:
 # --- filling memory --------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_is_cut_to_its_length_and_its_bytes(redis: Redis, rogue: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_is_cut_to_its_length_and_its_bytes(
+    redis: Redis, rogue: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bounds, "JOBS_MAX_BYTES", 4_000_000)
     monkeypatch.setattr(bounds, "JOBS_MAXLEN", 50)
     ingress, held = Ingress(redis, TARGET, "w1"), Bounds(redis, TARGET, "w1", 1 << 30)
@@ -249,6 +252,3 @@ async def test_slow_jobs_of_one_tenant_keep_no_other_out(redis_url: str, rogue: 
             wanted = job(session=f"{number:032x}", continue_tokens=2000, deadline_ms=600_000)
             await rogue.xadd(ROGUE, {"a": b"edge1", "m": encode(wanted)})
         assert await honest_is_served(redis_url) < 10
-
-
-assert EngineSpec  # the fake engine's switches are words of its model: tests/rigs.py
