@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types bench lock clean
+.PHONY: help setup demo test test-fast lint types bench fuzz lock clean
 
 PACKAGES := protocol cache edge_agent cloud_worker cli bench demo
 
@@ -31,6 +31,11 @@ types: setup  ## mypy, strict
 
 bench: setup  ## every benchmark, quick
 	@.venv/bin/pilotfish bench all --quick
+
+FUZZ_EXECUTIONS ?= 1000000
+fuzz: setup  ## hostile bytes through codec, worker and agent: FUZZ_EXECUTIONS of them, a million unless it says else
+	@FUZZ_EXECUTIONS=$(FUZZ_EXECUTIONS) .venv/bin/python -m pytest tests/hostile/test_fuzz.py --timeout 3600 \
+		-o log_cli=true --log-cli-level=INFO
 
 lock: setup  ## resolve again and write requirements/*.txt (LOCK="--upgrade edge" narrows it)
 	@.venv/bin/python tools/lock.py $(LOCK)
