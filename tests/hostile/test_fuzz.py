@@ -194,7 +194,7 @@ def test_a_worker_answers_whatever_comes_once_and_stays_up() -> None:
         loop.close()
 
 
-async def _worker(pool: ArqRedis, desk: Desk) -> StreamWorker:
+async def _worker(pool: ArqRedis, desk: Any) -> StreamWorker:
     async def nothing() -> None:
         """No target to announce."""
 

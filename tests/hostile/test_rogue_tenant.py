@@ -59,7 +59,7 @@ async def over_and_over(client: Redis, *commands: tuple[object, ...]) -> AsyncIt
         while True:
             for command in commands:
                 with contextlib.suppress(rx.ResponseError):
-                    await client.execute_command(*command)
+                    await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     task = asyncio.create_task(send())
     try:
@@ -99,7 +99,7 @@ async def test_a_key_of_another_type_in_a_streams_place_is_its_tenants_trouble_a
     commands = {"string": ("SET", ROGUE, "x"), "list": ("LPUSH", ROGUE, "x"), "hash": ("HSET", ROGUE, "a", "b")}
     async with worker(redis_url) as running:
         await redis.delete(ROGUE)
-        await redis.execute_command(*commands[kind])
+        await redis.execute_command(*commands[kind])  # type: ignore[no-untyped-call]
         await redis.pexpire(ROGUE, keys.JOBS_TTL_MS)
         await honest_is_served(redis_url)
         assert not running.done()

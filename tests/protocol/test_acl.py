@@ -118,7 +118,7 @@ async def granted(client: Redis, commands: list[str]) -> list[str]:
     through = []
     for command in commands:
         try:
-            await client.execute_command(*command.split())
+            await client.execute_command(*command.split())  # type: ignore[no-untyped-call]
         except rx.NoPermissionError:
             continue
         except rx.RedisError as error:
