@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pilotfish.protocol.settings import Settings
 
 DEMO_OPTIONS = (
-    "redis_url", "redis_ca", "allow_plaintext", "tenant", "temperature", "top_k", "top_p", "min_p", "seed",
+    "redis_url", "tls_ca", "allow_plaintext", "tenant", "temperature", "top_k", "top_p", "min_p", "seed",
     "max_tokens", "deadline_ms",
 )  # fmt: skip
 

@@ -92,12 +92,12 @@ def redis_answers(settings: Settings) -> Iterator[Check]:
     import redis
 
     try:
-        url = checked(url, ca=settings.redis_ca, allow_plaintext=settings.allow_plaintext)
+        url = checked(url, ca=settings.tls_ca, allow_plaintext=settings.allow_plaintext)
         with redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0) as client:
             client.ping()
         yield Check("redis", True, f"{redacted(url)} answers")
     except SettingsError as error:
-        yield Check("redis", False, str(error), "correct REDIS_URL, redis_ca or allow_plaintext")
+        yield Check("redis", False, str(error), "correct REDIS_URL, tls_ca or allow_plaintext")
     except (redis.RedisError, ValueError, OSError) as error:
         yield Check(
             "redis", False, f"{redacted(url)}: {error}", "start it, or correct REDIS_URL (password, host, port)"

@@ -16,7 +16,7 @@ import typer
 #: setting -> (type, what it is for[, the words it takes])
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "redis_url": (str, "Redis of the jobs; unset: the private one that runs here"),
-    "redis_ca": (str, "CA certificate of rediss:// (PEM); unset: the system's"),
+    "tls_ca": (str, "CA certificate of rediss:// (PEM); unset: the system's"),
     "allow_plaintext": (bool, "speak to a Redis on another machine without TLS"),
     "tenant": (str, "whose jobs these are; a tenant is a Redis ACL user"),
     "agent": (str, "name of this device; unset: made from the host name"),
@@ -53,7 +53,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "log_level": (str, "what is logged", "debug|info|warning|error"),
 }
 
-BROKER = ("redis_url", "redis_ca", "allow_plaintext", "tenant")
+BROKER = ("redis_url", "tls_ca", "allow_plaintext", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
 DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "pad_messages", "draft_model", "draft_threads")
 TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")

@@ -17,7 +17,7 @@ def redis_url(settings: Settings) -> str:
     if settings.redis_url:
         from pilotfish.protocol.transport import checked
 
-        return checked(settings.redis_url, ca=settings.redis_ca, allow_plaintext=settings.allow_plaintext)
+        return checked(settings.redis_url, ca=settings.tls_ca, allow_plaintext=settings.allow_plaintext)
     from pilotfish.cli import redis_server
 
     if private := redis_server.find():

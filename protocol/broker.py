@@ -68,7 +68,7 @@ def translated(url: str = "") -> Iterator[None]:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise BrokerUnreachable(
                 f"the certificate of Redis{at} does not hold: certificate verify failed ({error}). "
-                f"Use the name it was made for, and name a private CA's file with --redis-ca"
+                f"Use the name it was made for, and name a private CA's file with --tls-ca"
             ) from error
         raise BrokerUnreachable(
             f"no Redis answers{at} ({error}): start one, `pilotfish up` runs a private one, or set REDIS_URL"

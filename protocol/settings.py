@@ -43,7 +43,7 @@ class Settings(BaseModel):
 
     # broker
     redis_url: RedisUrl | None = Field(None, description="Redis of the jobs; unset: the private one that runs here")
-    redis_ca: UserPath | None = Field(None, description="CA certificate of rediss:// (PEM); unset: the system's")
+    tls_ca: UserPath | None = Field(None, description="CA certificate of rediss:// (PEM); unset: the system's")
     allow_plaintext: bool = Field(False, description="speak to a Redis on another machine without TLS")
     tenant: Name = Field("default", description="whose jobs these are; a tenant is a Redis ACL user")
     agent: Name | None = Field(None, description="name of this device; unset: made from the host name")

@@ -31,7 +31,7 @@ def checked(url: str, *, ca: Path | None = None, allow_plaintext: bool = False) 
     for name, value in STRICT.items():
         if options.setdefault(name, value).lower() != value:
             raise SettingsError(
-                f"{redacted(url)} switches {name} off: leave it out, and name a private CA's file with --redis-ca"
+                f"{redacted(url)} switches {name} off: leave it out, and name a private CA's file with --tls-ca"
             )
     if ca is not None:
         options["ssl_ca_certs"] = str(_readable(ca))
@@ -57,5 +57,5 @@ def _split(url: str) -> SplitResult:
 
 def _readable(ca: Path) -> Path:
     if not ca.is_file():
-        raise SettingsError(f"there is no file {ca}: redis_ca names the CA's certificate, in PEM form")
+        raise SettingsError(f"there is no file {ca}: tls_ca names the CA's certificate, in PEM form")
     return ca.resolve()

@@ -118,9 +118,9 @@ def test_a_child_ends_with_its_parent() -> None:
 
 
 def test_a_redis_that_is_set_is_used_and_named_without_its_password() -> None:
-    settings = load(environ={"REDIS_URL": "redis://:secret@h:1/0"})
+    settings = load(environ={"REDIS_URL": "redis://:secret@127.0.0.1:1/0"})
     with some_redis(settings) as (url, words):
-        assert (url, words) == ("redis://:secret@h:1/0", "redis://:***@h:1/0 (env REDIS_URL)")
+        assert (url, words) == ("redis://:secret@127.0.0.1:1/0", "redis://:***@127.0.0.1:1/0 (env REDIS_URL)")
 
 
 def test_a_private_one_is_started_found_and_stopped() -> None:

@@ -47,7 +47,7 @@ def test_elsewhere_plaintext_is_refused_unless_told_otherwise(host: str) -> None
 
 @pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_cert_reqs=optional", "ssl_check_hostname=false"])
 def test_checks_of_certificates_cannot_be_switched_off(option: str) -> None:
-    with pytest.raises(SettingsError, match=r"switches ssl_\w+ off.*--redis-ca"):
+    with pytest.raises(SettingsError, match=r"switches ssl_\w+ off.*--tls-ca"):
         checked(f"rediss://host:6379/0?{option}")
 
 
@@ -63,7 +63,7 @@ def test_the_url_brings_the_checks_with_it(tmp_path: Path) -> None:
 
 
 def test_a_ca_that_is_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="there is no file .*gone.pem: redis_ca names"):
+    with pytest.raises(SettingsError, match="there is no file .*gone.pem: tls_ca names"):
         checked("rediss://host/0", ca=tmp_path / "gone.pem")
 
 
@@ -153,4 +153,4 @@ async def test_and_to_nobody_else(secured: Secured, why: str) -> None:
             await ping(redis, url)
     if why != "no TLS":
         assert "certificate verify failed" in str(caught.value)
-        assert "--redis-ca" in str(caught.value)
+        assert "--tls-ca" in str(caught.value)
