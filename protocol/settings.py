@@ -67,6 +67,16 @@ class Settings(BaseModel):
     # the device
     draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
     draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
+    edge_cache_mb: float = Field(
+        512.0,
+        ge=0,
+        le=10_000_000,
+        allow_inf_nan=False,
+        description="memory of the draft's saved KV states; 0: keep none",
+    )
+    edge_cache_disk_mb: float = Field(
+        0.0, ge=0, le=10_000_000, allow_inf_nan=False, description="disk for them, kept across restarts; 0: none"
+    )
 
     # the cloud worker
     engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
