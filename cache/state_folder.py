@@ -147,6 +147,10 @@ class StateFolder:
         if self._writing:
             self._writing.result()
 
+    def add(self, header: Header, state: memoryview) -> bool:
+        """Write a state that another agent exported, now; False if it exceeds the budget. Raises OSError."""
+        return store(self.folder, self._path(header.key), header, state, self.budget_bytes)
+
     def _write(self, key: bytes, state: memoryview, covered: list[Path]) -> None:
         header = state_file.describe(self.build, self.model, key, state)
         try:

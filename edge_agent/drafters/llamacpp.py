@@ -6,6 +6,7 @@ Speed matters here and last bits do not (a draft is checked): one row per token,
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
@@ -76,15 +77,19 @@ class LlamaCppDrafter(Drafter):
         token = ids[-1]
         while len(drafted) < k:
             logits = self._evaluate(slot, [token], wanted=1)
-            token, confidence = self._draw(logits, len(ids) + len(drafted), sampling)
+            token, confidence = self._draw(slot, logits, len(ids) + len(drafted), sampling)
             drafted.append(token)
             confidences.append(confidence)
             if token in stop_ids or (proceed is not None and not proceed(token, confidence)):
                 break
         return Draft(drafted, confidences, 1e3 * (perf_counter() - start), prefilled)
 
-    def _draw(self, logits: Logits, position: int, sampling: Sampling) -> tuple[int, float]:
-        token = int(draw(logits, np.array([position], np.int64), sampling)[0])
+    def _draw(self, slot: Slot, logits: Logits, position: int, sampling: Sampling) -> tuple[int, float]:
+        try:
+            token = int(draw(logits, np.array([position], np.int64), sampling)[0])
+        except ValueError as error:  # NaN: what is computed is not to be trusted, nor saved
+            self._sequences.trim(slot, 0)
+            raise EngineError(f"The draft's logits are unusable ({error}); try again.") from error
         return token, self._confidence(logits[0], token, position, sampling)
 
     def sync(self, session: str, ids: Sequence[int]) -> int:
@@ -121,6 +126,12 @@ class LlamaCppDrafter(Drafter):
     def close_session(self, session: str) -> None:
         """Free the session's sequence; a cache keeps its state for whoever begins as it did."""
         self._sequences.forget(session)
+
+    @property
+    def beat(self) -> dict[str, str]:
+        """See `Drafter.beat`: the cache's statistics, nothing without one."""
+        cache = self._sequences.cache
+        return {f"cache_{name}": str(value) for name, value in asdict(cache.statistics).items()} if cache else {}
 
     def close(self) -> None:
         """Free the sessions and the cache, the KV memory, then the weights."""
