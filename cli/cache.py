@@ -41,15 +41,19 @@ def stats(settings: Settings, as_json: AsJson = False) -> None:
     import asyncio
     import json
 
+    from pilotfish.cli.render import counted
+
     found = [described(one) for one in stored(settings)]
-    disk = {"states": len(found), "tokens": sum(o["tokens"] for o in found), "bytes": sum(o["bytes"] for o in found)}
+    disk = {"states": len(found), **{what: sum(one[what] for one in found) for what in ("tokens", "bytes")}}
     agents = asyncio.run(_agents(settings))
     if as_json:
         print(json.dumps({"disk": disk, "agents": agents}))
         return
-    print(f"disk    {disk['states']} states  {disk['tokens']} tokens  {disk['bytes'] / 1e6:.1f} MB")
-    for name, counted in agents.items():
-        print(f"agent   {name}  " + "  ".join(f"{what}={value}" for what, value in counted.items()))
+    print(
+        f"disk   {counted(disk['states'], 'state')}  {counted(disk['tokens'], 'token')}  {disk['bytes'] / 1e6:.1f} MB"
+    )
+    for name, told in agents.items():
+        print(f"agent  {name}  " + "  ".join(f"{what}={value}" for what, value in told.items()))
     if not agents:
         print("no agent runs here that takes prompts: what agents have in memory is theirs to count")
 
@@ -63,9 +67,10 @@ def export_(
 ) -> None:
     """Write states, all or those named, to a file for another agent of the same model build. It holds private ids."""
     from pilotfish.cache.state_archive import export_states
+    from pilotfish.cli.render import counted
 
     count = export_states(chosen(settings, names), file)
-    print(f"{count} states exported to {file}")
+    print(f"{counted(count, 'state')} exported to {file}")
 
 
 @app.command("import")
@@ -79,6 +84,7 @@ def import_(
     Import only what an agent you trust has exported: llama.cpp reads these bytes as its own memory.
     """
     from pilotfish.cache.state_archive import import_states
+    from pilotfish.cli.render import counted
     from pilotfish.edge_agent.launch import draft_path, state_folder
     from pilotfish.protocol.errors import UsageError
 
@@ -86,7 +92,7 @@ def import_(
         raise UsageError("no disk is set aside for states: set edge_cache_disk_mb, here and for the agent")
     folder = state_folder(settings, draft_path(settings))
     count = import_states(file, folder)
-    print(f"{count} states imported; agents that run find them at once")
+    print(f"{counted(count, 'state')} imported; agents that run find them at once")
 
 
 @app.command()
@@ -97,6 +103,7 @@ def evict(
     everything: Annotated[bool, typer.Option("--all", help="Remove every state.")] = False,
 ) -> None:
     """Remove states from disk. What a running agent has in memory goes when the agent ends."""
+    from pilotfish.cli.render import counted
     from pilotfish.protocol.errors import UsageError
 
     if bool(names) == everything:
@@ -104,7 +111,7 @@ def evict(
     removed = stored(settings) if everything else chosen(settings, names)
     for one in removed:
         one.path.unlink(missing_ok=True)
-    print(f"{len(removed)} states removed")
+    print(f"{counted(len(removed), 'state')} removed")
 
 
 # --- what is there -------------------------------------------------------------------------------------------
@@ -158,7 +165,7 @@ async def _agents(settings: Settings) -> dict[str, dict[str, str]]:
     except BrokerError:
         return {}
     said = {peer.name: {k: v for k, v in peer.beat.items() if k.startswith("cache_")} for peer in found.agents}
-    return {name: counted for name, counted in said.items() if counted}
+    return {name: told for name, told in said.items() if told}
 
 
 def _show(found: list[dict[str, Any]], settings: Settings) -> None:
@@ -172,7 +179,7 @@ def _show(found: list[dict[str, Any]], settings: Settings) -> None:
     if not found:
         print(f"no saved states in {states_path(settings)}: an agent with --edge-cache-disk-mb above 0 writes them")
         return
-    table = Table("state", "model", "kv", "tokens", "MB", "last used", box=None, pad_edge=False)
+    table = Table("state", "model", "kv", "tokens", "MB", "used", box=None, pad_edge=False)
     for one in found:
         megabytes, used = f"{one['bytes'] / 1e6:.1f}", f"{age(one['unused_ms'])} ago"
         table.add_row(one["name"], Text(one["model"]), one["build"]["kv"], str(one["tokens"]), megabytes, used)
