@@ -54,7 +54,7 @@ def test_what_shares_too_little_is_computed() -> None:
     save(cache, list(range(3000)))
     assert cache.find([*range(SLACK), 9000, 9001]) is None
     assert cache.find([*range(SLACK + 1), 9000, 9001]) is None  # 3000 ids for 17
-    assert cache.find([*range(40), 9000, 9001])
+    assert cache.find([*range(100), 9000, 9001])
     assert [worthwhile(100, 100 * WORTH + n) for n in (0, 1)] == [True, False]
 
 
