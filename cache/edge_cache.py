@@ -60,17 +60,18 @@ class EdgeCache:
 
     def find(self, ids: Sequence[int]) -> Found | None:
         """The state that shares most leading ids with these, unless restoring it costs more than it spares."""
-        best = self._best(pack(ids))
-        if best is None:
-            return None
-        state = self._memory.get(best.key)
-        if state is None and self._folder is not None:
-            state = self._folder.load(best.key)
-            if state is None:
-                return self.find(ids)  # it was gone or damaged, and is no longer listed
-            self._keep(best.key, state)
-        assert state is not None
-        return Found(best.key, state)
+        key = pack(ids)
+        while best := self._best(key):
+            if (state := self._state(best.key)) is not None:
+                return Found(best.key, state)
+        return None
+
+    def _state(self, key: bytes) -> memoryview | None:
+        """From memory, else from disk; None if it was gone or damaged there: it is no longer listed then."""
+        state = self._memory.get(key)
+        if state is None and self._folder is not None and (state := self._folder.load(key)) is not None:
+            self._keep(key, state)
+        return state
 
     def _best(self, key: bytes) -> Shared | None:
         """Of both tiers, memory first among equals."""

@@ -50,21 +50,17 @@ def import_states(archive: Path, folder: StateFolder) -> int:
     try:
         with archive.open("rb") as file:
             for header in state_file.headers(file):
-                _check(header.build, folder.build, archive)
+                _check(header.build, folder.build)
                 state_file.read_state(file, header)
             file.seek(0)
             return sum(folder.add(header, state_file.read_state(file, header)) for header in state_file.headers(file))
     except StateError as error:
-        if isinstance(error, BuildMismatch):
-            raise
-        raise StateError(f"{archive} is not imported: {error}") from None
+        raise type(error)(f"{archive} is not imported: {error}") from None
     except OSError as error:
         raise UsageError(f"{archive} cannot be imported: {error.strerror or error}") from error
 
 
-def _check(theirs: ModelBuild, ours: ModelBuild, archive: Path) -> None:
+def _check(theirs: ModelBuild, ours: ModelBuild) -> None:
     if difference := ours.difference(theirs):
-        raise BuildMismatch(
-            f"{archive} was exported by another model build ({difference}): "
-            "import it where the same draft model and llama-cpp-python run"
-        )
+        advice = "import it where the same draft model and llama-cpp-python run"
+        raise BuildMismatch(f"another model build exported it ({difference}); {advice}")

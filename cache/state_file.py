@@ -1,6 +1,6 @@
 """One saved KV state as bytes: a msgpack header, its digest, the state. A file on disk is one, an export is many.
 
-    "PFSTATE1" · u32 length of the header · header · blake2b of the header · the state as llama.cpp wrote it
+    "PFSTATE" · "1", the form · u32 length of the header · header · blake2b of the header · the state of llama.cpp
 
 The header says of which model build and of which ids the state is, how long it is, and its digest. Everything is
 checked before a byte reaches llama.cpp; lengths are checked before memory is taken. A digest finds damage, not malice:
@@ -21,10 +21,10 @@ from pilotfish.cache.model_build import ModelBuild
 from pilotfish.cache.prefix_map import ID_BYTES
 from pilotfish.cache.state_memory import allocate
 from pilotfish.protocol.codec import unpack_bounded
-from pilotfish.protocol.errors import InvalidMessage, StateError
+from pilotfish.protocol.errors import BuildMismatch, InvalidMessage, StateError
 from pilotfish.protocol.messages import MAX_CONTEXT
 
-MAGIC = b"PFSTATE1"
+MAGIC, FORM = b"PFSTATE", b"1"
 HEADER_MAX = MAX_CONTEXT * ID_BYTES + 4096
 _SUM = 16  # bytes of a digest
 
@@ -53,19 +53,24 @@ def describe(build: ModelBuild, model: str, key: bytes, state: memoryview) -> He
 def write(file: BinaryIO, header: Header, state: memoryview) -> None:
     """Append one state. Raises OSError, as for a full disk."""
     head = msgpack.packb(header.model_dump())
-    file.write(MAGIC + len(head).to_bytes(4, "little") + head + _sum(head))
+    file.write(MAGIC + FORM + len(head).to_bytes(4, "little") + head + _sum(head))
     file.write(state)
 
 
 def size(header: Header) -> int:
     """Bytes that `write` writes."""
-    return len(MAGIC) + 4 + len(msgpack.packb(header.model_dump())) + _SUM + header.n_bytes
+    return len(MAGIC + FORM) + 4 + len(msgpack.packb(header.model_dump())) + _SUM + header.n_bytes
 
 
 def read_header(file: BinaryIO) -> Header:
-    """The next state's header; the file then stands at the state itself. Raises StateError if it is damaged."""
+    """The next state's header; the file then stands at the state itself.
+
+    Raises StateError if it is damaged, BuildMismatch if another version of pilotfish wrote it.
+    """
     if _exactly(file, len(MAGIC)) != MAGIC:
         raise StateError("it does not begin as a saved KV state does")
+    if _exactly(file, 1) != FORM:
+        raise BuildMismatch("another version of pilotfish saved it")
     length = int.from_bytes(_exactly(file, 4), "little")
     if not 0 < length <= HEADER_MAX:
         raise StateError("its header is damaged")
@@ -75,7 +80,7 @@ def read_header(file: BinaryIO) -> Header:
     try:
         header = Header.model_validate(unpack_bounded(head, HEADER_MAX))
     except (InvalidMessage, ValidationError):
-        raise StateError("its header is of another form: it comes from another version of pilotfish") from None
+        raise BuildMismatch("another version of pilotfish saved it") from None
     if header.n_bytes > _left(file):
         raise StateError("it is cut short")
     return header

@@ -23,7 +23,7 @@ from pilotfish.cache.model_build import ModelBuild
 from pilotfish.cache.prefix_map import PrefixMap, Shared
 from pilotfish.cache.state_file import Header
 from pilotfish.cache.state_lru import SLACK
-from pilotfish.protocol.errors import StateError
+from pilotfish.protocol.errors import BuildMismatch, StateError
 
 SUFFIX = ".kv"
 _log = logging.getLogger("pilotfish.cache")
@@ -32,7 +32,7 @@ _ABANDONED_NS = 3_600_000_000_000  # a file half written for so long has lost it
 
 
 class Stored(NamedTuple):
-    """A file of the folder: `used_ns` is when it was written or restored last; `header` None if it is damaged."""
+    """A file of the folder: `used_ns` is when it was written or restored last; `header` None if it was not read."""
 
     path: Path
     n_bytes: int
@@ -102,8 +102,9 @@ class StateFolder:
         self._forget(key)
 
     def _forget(self, key: bytes) -> None:
+        """Not to be found again, also where its file could not be removed."""
         self._map.discard(key)
-        self._known.pop(self._path(key).name, None)
+        self._known[self._path(key).name] = None
 
     def _scan(self) -> None:
         """Take note of files that came and went since the last look."""
@@ -221,12 +222,12 @@ def entries(folder: Path) -> Iterator[Stored]:
 
 
 def look(path: Path) -> Stored | None:
-    """One state with its header; None if it is gone, or damaged: that is told and the file removed."""
+    """One state with its header; None if it is another version's, gone, or damaged: that is told and removed."""
     try:
         stat = path.stat()
         with path.open("rb") as file:
             return Stored(path, stat.st_size, stat.st_mtime_ns, state_file.read_header(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, BuildMismatch):
         return None
     except StateError as error:
         _remove_damaged(path, error)

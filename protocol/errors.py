@@ -9,7 +9,7 @@
     ├── ModelError                 a model file that cannot be loaded
     │   └── PairMismatch           draft and target disagree about the vocabulary
     ├── StateError                 a saved KV state is damaged
-    │   └── BuildMismatch          it was saved by another model build (exit 2)
+    │   └── BuildMismatch          another build of model or program saved it (exit 2)
     ├── BrokerError                Redis cannot be used (exit 3)
     │   ├── BrokerUnreachable      nothing answers at the URL
     │   └── BrokerRefused          Redis answers and says no (password, ACL)
@@ -86,7 +86,7 @@ class StateError(PilotfishError):
 
 
 class BuildMismatch(StateError):
-    """A saved KV state belongs to another model build; names the first differing field."""
+    """A saved KV state belongs to another build of the model, or of pilotfish; names the first differing field."""
 
     code = "build_mismatch"
     exit_code = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -172,4 +173,27 @@ def test_a_model_that_cannot_roll_back_gets_no_cache(model: LlamaModel, monkeypa
     rig.sequences.forget("a")
     rig.logits("b", IDS[:100])
     assert rig.last == 100
+    rig.close()
+
+
+def test_any_order_of_sessions_computes_the_same(model: LlamaModel, kv: str, fresh: Rig) -> None:
+    """Sessions that branch off each other's texts, come and go, on two sequences and memory for a few states."""
+    random = Random(5)
+    rig = Rig(model, kv, EdgeCache(400_000))
+    texts = [IDS[:50], other(50, 9)]
+    for step in range(60):
+        trunk = random.choice(texts)
+        ids = trunk[: random.randrange(1, len(trunk) + 1)] + other(random.randrange(1, 60), step)
+        ids = ids[:400]
+        texts.append(ids)
+        session = f"s{random.randrange(4)}"
+        assert np.array_equal(rig.logits(session, ids), fresh.logits("fresh", ids))
+        fresh.sequences.forget("fresh")
+        if random.random() < 0.4:
+            rig.sequences.forget(session)
+    cache = rig.sequences.cache
+    assert cache
+    counted = cache.statistics
+    assert min(counted.hits, counted.misses, counted.evictions) > 3
+    assert counted.bytes <= 400_000
     rig.close()

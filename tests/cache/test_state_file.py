@@ -11,7 +11,7 @@ from pilotfish.cache import state_file
 from pilotfish.cache.model_build import ModelBuild
 from pilotfish.cache.prefix_map import pack
 from pilotfish.cache.state_file import Header, describe, headers, read_header, read_state, write
-from pilotfish.protocol.errors import ModelError, StateError
+from pilotfish.protocol.errors import BuildMismatch, ModelError, StateError
 
 BUILD = ModelBuild(weights="a" * 64, kv="f16", engine="llama-cpp-python 0.3.36")
 KEY = pack(range(40))
@@ -76,6 +76,13 @@ def test_something_else_is_refused(path: Path) -> None:
             read(path)
 
 
+def test_another_form_is_told_from_damage(path: Path) -> None:
+    whole = written(path, STATE)
+    path.write_bytes(whole.replace(b"PFSTATE1", b"PFSTATE2", 1))
+    with pytest.raises(BuildMismatch, match="another version of pilotfish"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -89,7 +96,7 @@ def test_something_else_is_refused(path: Path) -> None:
 )
 def test_a_header_of_another_form_is_refused_and_no_memory_is_taken(path: Path, head: bytes) -> None:
     path.write_bytes(b"PFSTATE1" + len(head).to_bytes(4, "little") + head + state_file._sum(head) + bytes(STATE))
-    with pytest.raises(StateError, match=r"another form|cut short"):
+    with pytest.raises(StateError, match=r"another version|cut short"):
         read(path)
 
 

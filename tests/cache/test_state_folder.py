@@ -126,6 +126,32 @@ def test_a_file_under_anothers_name_is_not_believed(tmp_path: Path) -> None:
         assert [folder.load(key(start)) is not None for start in (0, 1000)].count(True) == 1
 
 
+def test_another_versions_file_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path, key(0))
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"PFSTATE1", b"PFSTATE2", 1))
+    with opened(tmp_path) as folder:
+        assert folder.longest(key(0)) is None
+    assert files(tmp_path) == [path]
+    assert not caplog.records
+
+
+def test_a_file_that_can_be_neither_read_nor_removed_is_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, key(0))
+    (path,) = files(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with opened(tmp_path) as folder, monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
+        assert folder.longest(key(0))
+        assert folder.load(key(0)) is None
+        assert folder.longest(key(0)) is None
+    assert "its state is damaged" in caplog.text
+
+
 def test_a_longer_state_replaces_the_one_it_begins_with(tmp_path: Path) -> None:
     saved(tmp_path, key(0), key(0, 200))
     with opened(tmp_path) as folder:

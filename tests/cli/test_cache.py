@@ -107,7 +107,7 @@ def test_another_build_is_refused_with_the_field_that_differs(
     run_command(["cache", "export", str(archive)])
     draft.write_bytes(b"GGUF, retrained")
     assert run_command(["cache", "import", str(archive), "--edge-cache-disk-mb", "1"]) == 2
-    assert "another model build (weights is " in capsys.readouterr().err
+    assert "another model build exported it (weights is " in capsys.readouterr().err
     other = folder_of(tmp_path / "f32", draft, kv="f32")
     other.save(pack(range(30)), STATE)
     other.close()

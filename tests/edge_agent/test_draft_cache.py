@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from contracts.tiny_gguf import VOCAB, write_tiny_gguf
 
+from helpers import wait_until_sync
 from pilotfish.cache.edge_cache import EdgeCache
 from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
 from pilotfish.edge_agent.generation import Task
@@ -109,3 +113,30 @@ async def test_an_agents_second_turn_evaluates_the_new_tokens_only(
         agent.close(generation)
     await agent.stop()
     assert saved_tokens() - before == (len(PROMPT) if megabytes else 0)
+
+
+KILLED = """
+import signal
+from pathlib import Path
+from pilotfish.edge_agent.launch import open_drafter
+from pilotfish.protocol.messages import Sampling
+from pilotfish.protocol.settings import load
+drafter = open_drafter(load(environ={}))
+drafter.draft("a", list(range(4, 94)), 4, Sampling())
+drafter.close_session("a")
+signal.pause()
+"""
+
+
+def test_a_killed_agent_finds_its_closed_sessions_again(model_file: Path, tmp_path: Path) -> None:
+    settings = settings_of(model_file, tmp_path, edge_cache_disk_mb=10)
+    names = ("draft_model", "context", "draft_threads", "cache_dir", "edge_cache_disk_mb")
+    lines = [f"{name} = {json.dumps(settings.model_dump(mode='json')[name])}" for name in names]
+    (tmp_path / "pilotfish.toml").write_text("\n".join(lines))
+    with subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path) as killed:
+        try:
+            wait_until_sync(lambda: list(tmp_path.glob("kv/*.kv")), "the closed session's state on disk", timeout=30)
+        finally:
+            killed.kill()
+    with open_drafter(settings) as after:
+        assert after.draft("b", list(range(4, 94)), 4, Sampling()).prefilled == 1
