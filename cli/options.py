@@ -34,6 +34,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
     "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
     "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
+    "edge_cache_mb": (float, "memory of the draft's saved KV states; 0: keep none"),
+    "edge_cache_disk_mb": (float, "disk for them, kept across restarts; 0: none"),
     "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
     "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
@@ -42,7 +44,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "kv_cache_gb": (float, "memory of the target's KV cache"),
     "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
-    "kv_reuse": (bool, "use KV again: sessions stay in the target, prefixes are cached"),
+    "kv_reuse": (bool, "use KV again, on both sides; off: every round and turn is computed anew"),
     "context": (int, "longest prompt and answer together, in tokens"),
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
     "cache_dir": (str, "converted models and such; unset: <XDG cache>/pilotfish"),
@@ -51,7 +53,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 BROKER = ("redis_url", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
-DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
+EDGE_CACHE = ("edge_cache_mb", "edge_cache_disk_mb")
+DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads", *EDGE_CACHE)
 TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 

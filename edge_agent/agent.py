@@ -161,7 +161,8 @@ class Agent:
 
     async def _beat(self) -> None:
         assert self.broker is not None
-        fields = {"running": str(len(self._taken)), "target": self.target.id if self.target else ""}
+        target = self.target.id if self.target else ""
+        fields = {"running": str(len(self._taken)), "target": target, **self.drafter.beat}
         await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
         for entry_id in await self.broker.keep_prompts(list(self._taken)):
             if task := self._taken.get(entry_id):

@@ -67,6 +67,16 @@ class Settings(BaseModel):
     # the device
     draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
     draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
+    edge_cache_mb: float = Field(
+        512.0,
+        ge=0,
+        le=10_000_000,
+        allow_inf_nan=False,
+        description="memory of the draft's saved KV states; 0: keep none",
+    )
+    edge_cache_disk_mb: float = Field(
+        0.0, ge=0, le=10_000_000, allow_inf_nan=False, description="disk for them, kept across restarts; 0: none"
+    )
 
     # the cloud worker
     engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
@@ -79,7 +89,7 @@ class Settings(BaseModel):
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
 
     # both sides
-    kv_reuse: bool = Field(True, description="use KV again: sessions stay in the target, prefixes are cached")
+    kv_reuse: bool = Field(True, description="use KV again, on both sides; off: every round and turn is computed anew")
     context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
     cores: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = Field(
         None, description="CPU cores of this process's engine, as in 0,1; unset: all"
