@@ -40,10 +40,15 @@ class _Round:
 
 
 class LlamaCppVerifier(Verifier):
-    """A GGUF target. Raises ModelError if the file cannot be used, EngineError if memory is short."""
+    """A GGUF target. Without `reuse` a session's KV is dropped between rounds.
 
-    def __init__(self, model_path: Path, *, context: int, draft_max: int, max_sessions: int, threads: int) -> None:
-        self.model = LlamaModel(model_path)
+    Raises ModelError if the file cannot be used, EngineError if memory is short.
+    """
+
+    def __init__(
+        self, model_path: Path, *, context: int, draft_max: int, max_sessions: int, threads: int, reuse: bool = True
+    ) -> None:
+        self.model, self._reuse = LlamaModel(model_path), reuse
         try:
             self._context = self._open(context, draft_max, max_sessions, threads)
         except (EngineError, ModelError):
@@ -111,6 +116,8 @@ class LlamaCppVerifier(Verifier):
                 round_.slot = self._sequences.hold(session, busy)
                 if round_.slot is not None:
                     busy.add(session)
+                    if not self._reuse:
+                        self._sequences.trim(round_.slot, 0)
                     kept = self._sequences.fit(round_.slot, round_.ids[: len(round_.request.prefix)])
                     round_.cached = kept
         return [r for r in chosen.values() if r.slot is not None]

@@ -5,6 +5,7 @@ Each engine's module is imported here, at use: it brings its library with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from pilotfish.protocol.fleet import Vocabulary
 class EngineSpec:
     """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is.
 
-    An engine that has work and says nothing for `silence_seconds` hangs, and is killed. The fake engine's `model` is
-    its switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
+    An engine that has work and says nothing for `silence_seconds` hangs, and is killed. Without `kv_cache` every round
+    is computed from its first token: no prefix cache, no KV of a session kept. The fake engine's `model` is its
+    switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
     """
 
     engine: str
@@ -32,6 +34,7 @@ class EngineSpec:
     kv_cache_gb: int = 1
     cores: str = ""
     silence_seconds: float = 120.0
+    kv_cache: bool = True
 
 
 def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
@@ -41,13 +44,13 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
 
         vocabulary = Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
-        switches: dict[str, Any] = {**limits, **fake_switches(spec.model)}
+        switches: dict[str, Any] = {**limits, "reuse": spec.kv_cache, **fake_switches(spec.model)}
         return FakeVerifier(**switches), vocabulary
     limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
     if spec.engine == "llamacpp":
         from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
 
-        llama = LlamaCppVerifier(Path(spec.model), **limits)
+        llama = LlamaCppVerifier(Path(spec.model), reuse=spec.kv_cache, **limits)
         model = llama.model
         stops = tuple(sorted(model.eog_ids))
         return llama, Vocabulary(tuple(model.token_bytes), model.chat_template or "", stops)
@@ -62,7 +65,9 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
 
 def fake_switches(text: str) -> dict[str, Any]:
     """`FakeVerifier`'s arguments from "step_ms=20,flip_rate=0.01,flip_seed=3". Raises ModelError."""
-    kinds = {"step_ms": float, "flip_rate": float, "flip_seed": int}
+    kinds: dict[str, Callable[[str], float]] = {
+        "step_ms": float, "flip_rate": float, "flip_seed": int, "row_us": float, "kv_blocks": int, "block_size": int,
+    }  # fmt: skip
     try:
         pairs = [part.split("=", 1) for part in text.split(",") if part not in ("", ".")]  # an empty path reads "."
         return {name: kinds[name](value) for name, value in pairs}

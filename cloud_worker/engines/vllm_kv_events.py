@@ -1,17 +1,18 @@
 """Which KV blocks vLLM stores and evicts, read in its own process. Pinned to vLLM 0.32.0.
 
 The scheduler hands its block pool's events to a publisher after every step; assigning ours gives them in order, without
-ZMQ. Events carry token ids and the tenant's salt: only the first bytes of the hashes leave this module. An engine
+ZMQ. Events carry token ids and the tenant's salt: only the ends of the hashes leave this module. An engine
 without work publishes nothing (a reset waits for the next request), so `take` asks the pool too. Follows
 vllm/v1/core/block_pool.py, vllm/v1/core/sched/scheduler.py (`update_from_output`) and vllm/distributed/kv_events.py.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cache.block_hash import check_engine, short
+from pilotfish.cache.block_hash import SHORT_BYTES, check_engine, short
 from pilotfish.cloud_worker.engines.base import KvChange
 
 if TYPE_CHECKING:
@@ -46,10 +47,17 @@ def _change(event: Any) -> KvChange:
     from vllm.distributed.kv_events import BlockRemoved, BlockStored
 
     if isinstance(event, BlockStored):
-        return KvChange("stored", tuple(map(short, event.block_hashes)))
+        return KvChange("stored", _names(event))
     if isinstance(event, BlockRemoved):
-        return KvChange("removed", tuple(map(short, event.block_hashes)))
+        return KvChange("removed", _names(event))
     return KvChange("cleared")
+
+
+def _names(event: Any) -> tuple[bytes, ...]:
+    """An event's hashes are bytes or, by VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES (the default), their last 64 bits."""
+    return tuple(
+        name.to_bytes(SHORT_BYTES, "big") if isinstance(name, int) else short(name) for name in event.block_hashes
+    )
 
 
 def watch(core: EngineCore) -> KvEvents:
@@ -78,11 +86,12 @@ def kv_blocks(core: EngineCore) -> int:
 
 def engine_hashes(ids: Sequence[int], block_size: int, salt: str) -> list[bytes]:
     """The names vLLM itself gives the blocks of `ids`, with `prefix_caching_hash_algo="sha256_cbor"`."""
-    from vllm import SamplingParams
-    from vllm.utils.hashing import sha256_cbor
-    from vllm.v1.core import kv_cache_utils
-    from vllm.v1.request import Request
-
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's and torch's own deprecations, while they load
+        from vllm import SamplingParams
+        from vllm.utils.hashing import sha256_cbor
+        from vllm.v1.core import kv_cache_utils
+        from vllm.v1.request import Request
     kv_cache_utils.init_none_hash(sha256_cbor)  # as EngineCore does; another seed would show up in the comparison
     hasher = kv_cache_utils.get_request_block_hasher(block_size, sha256_cbor)
     request = Request(

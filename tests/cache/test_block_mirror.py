@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from pilotfish.cache.block_hash import short
 from pilotfish.cache.block_mirror import BlockMirror
 
 NAMES = st.lists(st.sampled_from([bytes([n]) * 8 for n in range(12)]), max_size=6)
@@ -165,14 +166,15 @@ class Pool:
 
         for name, blocks in self.kv_cache_manager.block_pool.cached_block_hash_to_block._cache.items():
             for _ in blocks if isinstance(blocks, dict) else (blocks,):
-                yield get_block_hash(name)[:8]
+                yield short(get_block_hash(name))
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_the_mirror_equals_vllms_block_pool_after_each_of_ten_thousand_random_steps() -> None:
-    from pilotfish.cloud_worker.engines.vllm_kv_events import watch_scheduler
+    from pilotfish.cloud_worker.engines.vllm_kv_events import engine_hashes, watch_scheduler
 
+    engine_hashes([0], 1, "")  # loads vLLM with its deprecations ignored
     pool, mirror, seen = Pool(), BlockMirror(), Counter[str]()
     events = watch_scheduler(pool)
     for _ in range(STEPS):
