@@ -12,11 +12,13 @@ NAMES: Final[dict[str, str]] = {
     "exact": "pilotfish.bench.exact:run",
     "broker": "pilotfish.bench.broker:run",
     "index": "pilotfish.bench.index:run",
+    "routing": "pilotfish.bench.routing:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
     "index": "the prefix index: memory, lookups and dead workers, against llm-d's and AIBrix's layouts",
+    "routing": "sessions sent where their prefix is cached, against least-loaded routing and an oracle",
 }
 
 
