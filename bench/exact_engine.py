@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ SETTINGS = {
     "T=0": Sampling(),
     "T=0.7 top_p=0.9": Sampling(temperature=0.7, top_p=0.9),
     "T=1 top_k=20": Sampling(temperature=1.0, top_k=20),
+    "T=1 min_p=0.05": Sampling(temperature=1.0, min_p=0.05),
     "T=1.3": Sampling(temperature=1.3),
 }
 
@@ -56,7 +57,7 @@ class Pair:
 class Sizes:
     """Every `stride`-th prompt of each family, and how long answers may get."""
 
-    stride: int = 2
+    stride: int = 1
     task_tokens: int = 48
     code_tokens: int = 96
 
@@ -81,9 +82,9 @@ class Outcome:
         return [difference for tally in self.settings.values() for difference in tally.differences]
 
 
-def measure(engine: str, pair: Pair, sizes: Sizes) -> Outcome:
-    """Generate, compare, judge."""
-    outcome, spec = Outcome(engine), engine_spec(engine, pair)
+def measure(engine: str, pair: Pair, sizes: Sizes, **changes: Any) -> Outcome:
+    """Generate, compare, judge. `changes` are to the engine's specification."""
+    outcome, spec = Outcome(engine), replace(engine_spec(engine, pair), **changes)
     with own_redis() as server:
         asyncio.run(_generate(server.url, spec, pair, sizes, outcome))
     with Probe(spec) as probe:

@@ -7,19 +7,14 @@ logits and goes on. Requests are told apart by their seeds. Both engines never s
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import defaultdict
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import IO, Any, Self
+from typing import Any, Self
 
-import msgpack
 import numpy as np
 
-from pilotfish.bench.children import end
+from pilotfish.bench.piped import Piped, serve
 from pilotfish.cloud_worker.engines.base import Verifier, VerifyRequest
 from pilotfish.cloud_worker.engines.spec import EngineSpec, open_verifier
 from pilotfish.protocol import cores
@@ -49,50 +44,22 @@ class Answer:
     draws: tuple[int, ...]
 
 
-class Probe:
+class Probe(Piped):
     """`with Probe(spec) as probe: probe.answers(Ask(...), ...)`."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(__name__, {"OMP_NUM_THREADS": str(spec.threads), "KMP_BLOCKTIME": "0"})
         self.spec = spec
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.spec.threads), "KMP_BLOCKTIME": "0"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
-        self._ask(asdict(self.spec))
+        super().__enter__()
+        self.ask(asdict(self.spec))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        end(self._process)
 
     def answers(self, *asks: Ask) -> list[Answer]:
         """One for each ask; they share the engine's passes."""
-        vocab, told = self._ask([asdict(ask) for ask in asks])
+        vocab, told = self.ask([asdict(ask) for ask in asks])
         return [Answer(np.frombuffer(rows, np.float32).reshape(-1, vocab), tuple(draws)) for rows, draws in told]
-
-    def _ask(self, frame: Any) -> Any:
-        assert self._process.stdin
-        assert self._process.stdout
-        try:
-            send(self._process.stdin, frame)
-            return receive(self._process.stdout)
-        except (BrokenPipeError, EOFError):
-            raise EngineError(f"the {self.spec.engine} probe ended: its errors are above") from None
-
-
-def send(file: IO[bytes], value: Any) -> None:
-    """One msgpack value behind its length in four bytes."""
-    data: bytes = msgpack.packb(value)
-    file.write(len(data).to_bytes(4, "little") + data)
-    file.flush()
-
-
-def receive(file: IO[bytes]) -> Any:
-    """The next value. Raises EOFError at the end."""
-    if not (head := file.read(4)):
-        raise EOFError
-    return msgpack.unpackb(file.read(int.from_bytes(head, "little")))
 
 
 # --- child side ----------------------------------------------------------------------------------------------
@@ -158,21 +125,23 @@ def _wanted(passes: list[Float32s], ask: dict[str, Any]) -> bytes:
     return np.concatenate(passes).astype(np.float32)[-count:].tobytes()
 
 
-def main() -> None:
-    """Serve until standard input ends. What libraries print goes to standard error."""
-    out: IO[bytes] = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    spec = EngineSpec(**receive(sys.stdin.buffer))
-    cores.bind(spec.cores)
-    heard = Overheard()
-    heard.listen(spec.engine)
-    engine, _ = open_verifier(spec)
-    send(out, "open")
-    with suppress(EOFError):
-        while True:
-            send(out, answer(engine, heard, receive(sys.stdin.buffer)))
-    engine.close()
+class Child:
+    """Opens the engine of the first question, then answers."""
+
+    def __init__(self) -> None:
+        self.heard = Overheard()
+        self.engine: Verifier | None = None
+
+    def handle(self, question: Any) -> Any:
+        """A specification, or a list of asks."""
+        if self.engine is not None:
+            return answer(self.engine, self.heard, question)
+        spec = EngineSpec(**question)
+        cores.bind(spec.cores)
+        self.heard.listen(spec.engine)
+        self.engine, _ = open_verifier(spec)
+        return "open"
 
 
 if __name__ == "__main__":
-    main()
+    serve(Child().handle)

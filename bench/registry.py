@@ -11,12 +11,16 @@ from pilotfish.protocol.errors import UsageError
 NAMES: Final[dict[str, str]] = {
     "exact": "pilotfish.bench.exact:run",
     "broker": "pilotfish.bench.broker:run",
+    "verify": "pilotfish.bench.verify:run",
+    "capacity": "pilotfish.bench.capacity:run",
     "index": "pilotfish.bench.index:run",
     "routing": "pilotfish.bench.routing:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
+    "verify": "a warm round's rows and cost at 64, 1,000 and 3,000 tokens of context",
+    "capacity": "committed tokens per second with 1 to 64 edges against plain decoding and vLLM's own speculation",
     "index": "the prefix index: memory, lookups and dead workers, against llm-d's and AIBrix's layouts",
     "routing": "sessions sent where their prefix is cached, against least-loaded routing and an oracle",
 }

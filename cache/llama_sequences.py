@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pilotfish.cache.llama_context import LlamaContext, Logits, Row
+from pilotfish.cache.prefix import common_prefix
 from pilotfish.protocol.errors import EngineError
 
 SPARE = 16  # positions a context needs beyond its sessions' longest, for padding
@@ -44,18 +45,6 @@ class Part:
     wanted: int
     computed: int = 0
     error: str = ""
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading ids two lists share."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    low = 0  # a[:low] == b[:low]
-    while n - low > 1:
-        middle = (low + n) // 2
-        low, n = (middle, n) if a[low:middle] == b[low:middle] else (low, middle)
-    return low
 
 
 class Sequences:

@@ -40,7 +40,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "draft_max": (int, "longest draft a worker takes in one round"),
     "max_sessions": (int, "sessions a worker serves at a time"),
     "kv_cache_gb": (float, "memory of the target's KV cache"),
+    "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
+    "kv_reuse": (bool, "use KV again: sessions stay in the target, prefixes are cached"),
     "context": (int, "longest prompt and answer together, in tokens"),
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
     "cache_dir": (str, "converted models and such; unset: <XDG cache>/pilotfish"),
@@ -50,8 +52,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 BROKER = ("redis_url", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
 DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
-TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "engine_threads")
-MACHINE = ("context", "cores", "cache_dir")
+TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")
+MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 
 #: a command's own flag for data in JSON
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
@@ -103,7 +105,8 @@ def _own_parameters(command: Command) -> list[inspect.Parameter]:
 
 def _parameter(name: str) -> inspect.Parameter:
     kind, words, *choices = OPTIONS[name]
-    option = typer.Option(flag(name), help=f"{words[0].upper()}{words[1:]}.", metavar=choices[0] if choices else None)
+    switch = f"{flag(name)}/--no-{flag(name)[2:]}" if kind is bool else flag(name)
+    option = typer.Option(switch, help=f"{words[0].upper()}{words[1:]}.", metavar=choices[0] if choices else None)
     return _keyword(name, Annotated[kind | None, option])
 
 

@@ -25,6 +25,7 @@ from pilotfish.protocol.messages import Sampling
 
 READ_BYTES = 1 << 20
 BUSY_SECONDS = 1.0
+TIDY_SECONDS = 5.0
 
 
 class Child:
@@ -34,14 +35,16 @@ class Child:
         self.connection = connection
         self.unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28)
         self.engine: Verifier | None = None
-        self.said = 0.0
+        self.said = self.tidied = 0.0
 
     def run(self) -> None:
         """Serve until the parent closes its end. An engine that raises is reported and ends the process."""
         try:
             while self._read(wait=not (self.engine and self.engine.busy)):
-                if self.engine and self.engine.busy:
-                    self._step(self.engine)
+                if self.engine:
+                    self._tidy(self.engine)
+                    if self.engine.busy:
+                        self._step(self.engine)
         except (BrokenPipeError, ConnectionResetError):
             return  # the parent is gone
         except Exception as error:
@@ -56,9 +59,15 @@ class Child:
         elif time.monotonic() - self.said > BUSY_SECONDS:
             self._write({"op": "busy"})
 
+    def _tidy(self, engine: Verifier) -> None:
+        if time.monotonic() - self.tidied > TIDY_SECONDS:
+            engine.tidy()
+            self._tell_kv(engine)
+            self.tidied = time.monotonic()
+
     def _read(self, *, wait: bool) -> bool:
-        """Handle what has arrived, blocking if there is nothing else to do. False at the end of the stream."""
-        while select.select([self.connection], [], [], None if wait else 0)[0]:
+        """Handle what has arrived, waiting if there is nothing else to do. False at the end of the stream."""
+        while select.select([self.connection], [], [], TIDY_SECONDS if wait else 0)[0]:
             data = self.connection.recv(READ_BYTES)
             if not data:
                 return False

@@ -72,6 +72,7 @@ class EngineProcess:
             await self._end_child()
             kind = ModelError if first.get("kind") == "model" else EngineError
             raise kind(f"the {self.spec.engine} engine did not start: {first['why']}")
+        self._heard = time.monotonic()
         self.info = EngineInfo(**first["info"])
         self.vocabulary = Vocabulary(tuple(first["tokens"]), first["chat_template"], tuple(first["stop_ids"]))
         self._say_kv(KvChange("cleared"))
@@ -122,14 +123,16 @@ class EngineProcess:
 
         Raises RequestRefused, or EngineError when the child dies. Closing it stops the request in the engine.
         """
-        await self._ensure_alive()
-        if not self._streams:
-            self._heard = time.monotonic()
         events: asyncio.Queue[VerifyEvent | PilotfishError | None] = asyncio.Queue()
-        self._streams[request.request_id] = events
+        was_idle = not self._streams
+        self._streams[request.request_id] = events  # before a restart, so that a cancel finds it
         done = False
         try:
-            self._send({"op": "submit", **_shallow(request), "sampling": request.sampling.model_dump()})
+            await self._ensure_alive()
+            if was_idle:
+                self._heard = time.monotonic()
+            if events.empty():  # else it was cancelled meanwhile
+                self._send({"op": "submit", **_shallow(request), "sampling": request.sampling.model_dump()})
             while not done:
                 event = await events.get()
                 if event is None:

@@ -27,6 +27,9 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         threads=settings.engine_threads or len(cores.parse(settings.cores) or cores.available()),
         dtype=settings.dtype,
         kv_cache_gb=max(1, round(settings.kv_cache_gb)),
+        resident=settings.kv_reuse,
+        prefix_cache=settings.kv_reuse,
+        compiled=settings.compiled,
         cores=settings.cores or "",
     )
     return WorkerSpec(redis_url, spec, name=name, model_name=_model_name(settings))

@@ -75,9 +75,11 @@ class Settings(BaseModel):
     draft_max: int = Field(16, ge=1, le=MAX_DRAFT, description="longest draft a worker takes in one round")
     max_sessions: int = Field(64, ge=1, le=100_000, description="sessions a worker serves at a time")
     kv_cache_gb: float = Field(1.0, gt=0, le=10_000, allow_inf_nan=False, description="memory of the target's KV cache")
+    compiled: bool = Field(False, description="vLLM compiles the target: faster rounds, the first start takes a minute")
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
 
     # both sides
+    kv_reuse: bool = Field(True, description="use KV again: sessions stay in the target, prefixes are cached")
     context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
     cores: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = Field(
         None, description="CPU cores of this process's engine, as in 0,1; unset: all"
@@ -190,7 +192,9 @@ def _in_words(name: str, kind: Mapping[str, Any]) -> str:
         return "a URL that starts with redis://, rediss:// or unix://"
     if kind.get("format") == "path":
         return "a path"
-    words = {"integer": "an integer", "number": "a number", "string": "a text"}[kind["type"]]
+    words = {"integer": "an integer", "number": "a number", "string": "a text", "boolean": "true or false"}[
+        kind["type"]
+    ]
     low = f" from {kind['minimum']}" if "minimum" in kind else ""
     low = f" above {kind['exclusiveMinimum']}" if "exclusiveMinimum" in kind else low
     pattern = f" that matches {kind['pattern']}" if "pattern" in kind else ""

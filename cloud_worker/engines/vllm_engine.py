@@ -1,12 +1,16 @@
 """vLLM as a verifier: token ids in, the target's own draws out, one forward pass per round.
 
-A round is one new engine request; the prefix cache makes its prefix cheap. The engine core is driven directly in this
-process (`vllm_start.py`): no tokenizer, no detokenizer, no request front end. `VerifyScheduler` attaches the drafts to
-the step that ends the prefix, `CoupledWorker` draws. Nothing here imports vLLM before a `VllmVerifier` is made.
+A session is one engine request that stays in the scheduler between its rounds, with its blocks, so that a round
+computes what its prefix lacks plus 1 + K rows. That is a cache: bounded in tokens and time, given up whenever others
+need the room; a session that is not there costs one prefill, most of which the prefix cache knows. The engine core is
+driven directly in this process (`vllm_start.py`): no tokenizer, no detokenizer, no request front end. `VerifyScheduler`
+attaches the drafts to the step that ends the prefix, `CoupledWorker` draws. Nothing here imports vLLM before a
+`VllmVerifier` is made.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +24,13 @@ from pilotfish.protocol.messages import Sampling
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
 
+    from pilotfish.cloud_worker.engines.vllm_scheduler import VerifyScheduler
+
 ROUND: Final = "pilotfish_round"  # key in SamplingParams.extra_args
 STEP_TOKENS: Final = 2048  # most prefix rows of one step; a longer prefix comes in chunks
-CHUNK_TOKENS: Final = 256  # most rows of one prefix in a step that other requests wait for
+CHUNK_TOKENS: Final = 128  # most rows of one prefix in a step that other requests wait for
+RESIDENT_SHARE: Final = 0.5  # of the KV cache that parked sessions may hold
+RESIDENT_SECONDS: Final = 300.0  # a session parked for longer is let go
 
 _UNDRAWABLE: Final = "The target's logits were not finite, so nothing can be drawn; check its weights and dtype."
 
@@ -35,10 +43,13 @@ class Round:
     the runner sets `undrawable` when a row of logits was NaN or infinite.
     """
 
+    request_id: str
+    session: str
     sampling: Sampling
     draft: list[int]
     continue_tokens: int
     stop_ids: frozenset[int]
+    parked_at: float = 0.0  # when its session began to wait for the next round, monotonic seconds
     verified: bool = False
     undrawable: bool = False
     rows: int = 0
@@ -48,24 +59,31 @@ class Round:
     @classmethod
     def of(cls, request: VerifyRequest) -> Round:
         """A copy: vLLM and the scheduler change what they are given."""
-        return cls(request.sampling, list(request.draft), request.continue_tokens, frozenset(request.stop_ids))
+        return cls(
+            request.request_id,
+            request.session,
+            request.sampling,
+            list(request.draft),
+            request.continue_tokens,
+            frozenset(request.stop_ids),
+        )
 
     def is_over(self, draws: list[int]) -> bool:
         """Whether nothing may follow a step that drew `draws`: the round itself, or one token of the continuation."""
         left = self.continue_tokens - (len(draws) if self.verified else 0)
         return left <= 0 or self.undrawable or not self.stop_ids.isdisjoint(draws)
 
-    def event(self, request_id: str, draws: list[int], done: bool) -> VerifyEvent:
+    def event(self, draws: list[int], done: bool) -> VerifyEvent:
         """The event of a step's draws, with what was spent since the last one."""
         rows, steps, cached = self.rows, self.steps, self.cached
         self.rows = self.steps = self.cached = 0
         if self.undrawable or not draws:
-            return VerifyEvent(request_id, [], 0, rows, steps, cached, error=_UNDRAWABLE)
+            return VerifyEvent(self.request_id, [], 0, rows, steps, cached, error=_UNDRAWABLE)
         accepted = 0 if self.verified else len(draws) - 1
         if self.verified:
             self.continue_tokens -= len(draws)
         self.verified = True
-        return VerifyEvent(request_id, draws, accepted, rows, steps, cached, done)
+        return VerifyEvent(self.request_id, draws, accepted, rows, steps, cached, done)
 
 
 class VllmVerifier(Verifier):
@@ -83,8 +101,14 @@ class VllmVerifier(Verifier):
         kv_cache_gb: int = 1,
         step_tokens: int = STEP_TOKENS,
         kv_blocks: int | None = None,
+        resident: bool = True,
+        prefix_cache: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Load `model_dir` (Hugging Face layout, safetensors). `kv_blocks` replaces `kv_cache_gb` (tests).
+
+        Without `resident` every round is a request of its own; without `prefix_cache` it computes all of its prefix.
+        With `compiled` vLLM compiles the model (CPU) or captures graphs (GPU) at start, which other numbers come from.
 
         Raises EngineError when vLLM is missing or another version, ModelError when the model cannot be served.
         """
@@ -104,17 +128,31 @@ class VllmVerifier(Verifier):
             num_speculative_tokens=max(1, draft_max),
             kv_cache_memory_bytes=kv_cache_gb << 30,
             num_gpu_blocks_override=kv_blocks,
+            enable_prefix_caching=prefix_cache,
+            enforce_eager=not compiled,
         )
-        self._rounds: dict[str, Round] = {}
+        self._scheduler: VerifyScheduler = self._core.scheduler
+        if resident:
+            self._scheduler.parked_max = int(RESIDENT_SHARE * self.kv_tokens)
+        self._rounds: dict[str, Round] = {}  # by the id of their engine request, which a session keeps
+        self._requests: dict[str, str] = {}  # id of a running request of ours -> of its engine request
+        self._count = itertools.count()
         self.info = EngineInfo(
             engine="vllm",
             version=vllm_start.VERSION,
-            fingerprint=vllm_start.fingerprint(model_dir, dtype, f"{distribution} {vllm_start.VERSION}"),
+            fingerprint=vllm_start.fingerprint(
+                model_dir, dtype, f"{distribution} {vllm_start.VERSION}{' compiled' * compiled}"
+            ),
             vocab_size=self._core.vllm_config.model_config.get_vocab_size(),
             context=context,
             draft_max=draft_max,
             model=model_dir.resolve().name,
         )
+
+    @property
+    def kv_tokens(self) -> int:
+        """Size of the KV cache, in tokens."""
+        return int(self._scheduler.kv_cache_config.num_blocks) * vllm_start.BLOCK_SIZE
 
     @property
     def busy(self) -> bool:
@@ -123,19 +161,26 @@ class VllmVerifier(Verifier):
 
     def submit(self, request: VerifyRequest) -> None:
         """Check everything here: whatever raises inside the engine core kills it for every session."""
+        check_request(request, self.info, self._requests)
+        round_ = Round.of(request)
+        engine_id = self._scheduler.resume(request.prefix, round_) or self._start(request, round_)
+        self._rounds[engine_id] = round_
+        self._requests[request.request_id] = engine_id
+
+    def _start(self, request: VerifyRequest, round_: Round) -> str:
+        """A new engine request, which stays for the session's next round unless another one is there by then."""
         from vllm import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        check_request(request, self.info, self._rounds)
-        round_ = Round.of(request)
+        engine_id = f"{next(self._count)}"
         engine_request = EngineCoreRequest(
-            request_id=request.request_id,
+            request_id=engine_id,
             prompt_token_ids=list(request.prefix),
             mm_features=None,
             # Greedy to vLLM, so that it keeps no sampling state of its own; the coupled draw reads the round.
             sampling_params=SamplingParams(
                 temperature=0.0,
-                max_tokens=len(request.draft) + 1 + request.continue_tokens,
+                max_tokens=self.info.context,
                 detokenize=False,
                 extra_args={ROUND: round_},
             ),
@@ -144,9 +189,10 @@ class VllmVerifier(Verifier):
             lora_request=None,
             cache_salt=None,
             data_parallel_rank=None,
+            resumable=True,
         )
         self._core.add_request(*self._core.preprocess_add_request(engine_request))
-        self._rounds[request.request_id] = round_
+        return engine_id
 
     def step(self) -> list[VerifyEvent]:
         """One engine step. Raises EngineError when the core failed: it is unusable then, start another process."""
@@ -163,8 +209,24 @@ class VllmVerifier(Verifier):
 
     def cancel(self, request_id: str) -> None:
         """Forget a request and free its blocks; what it computed stays in the prefix cache."""
-        if self._rounds.pop(request_id, None) is not None:
-            self._core.abort_requests([request_id])
+        engine_id = self._requests.pop(request_id, None)
+        if engine_id is not None:
+            del self._rounds[engine_id]
+            self._core.abort_requests([engine_id])
+
+    def forget(self, session: str) -> None:
+        """Free what a session holds; one with a round under way gives it up when others need the room."""
+        self._scheduler.drop(session)
+
+    def tidy(self) -> None:
+        """Let go of sessions that have been idle for RESIDENT_SECONDS."""
+        self._scheduler.drop_idle(RESIDENT_SECONDS)
+
+    def reset(self) -> None:
+        """Forget every session that waits, and the prefix cache. Raises EngineError while a request runs."""
+        self._scheduler.drop_idle(0.0)
+        if not self._core.reset_prefix_cache():
+            raise EngineError("the prefix cache is in use: reset it when no request is running")
 
     def close(self) -> None:
         """Release the model and the KV cache."""
@@ -172,8 +234,8 @@ class VllmVerifier(Verifier):
         self._core.shutdown()
 
     def _event(self, output: EngineCoreOutput) -> VerifyEvent:
-        """A request's share of a step. A finished request is forgotten."""
+        """A request's share of a step. A finished request is forgotten; its session may be parked."""
         round_ = self._rounds[output.request_id]
         if output.finish_reason is not None:
-            del self._rounds[output.request_id]
-        return round_.event(output.request_id, list(output.new_token_ids), output.finish_reason is not None)
+            del self._rounds[output.request_id], self._requests[round_.request_id]
+        return round_.event(list(output.new_token_ids), output.finish_reason is not None)

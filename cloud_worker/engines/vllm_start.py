@@ -102,9 +102,7 @@ def _engine_core(threads: int, num_speculative_tokens: int, **settings: Any) -> 
         skip_tokenizer_init=True,
         generation_config="vllm",
         load_format="safetensors",
-        enforce_eager=True,
         block_size=BLOCK_SIZE,
-        enable_prefix_caching=True,
         prefix_caching_hash_algo="sha256_cbor",  # hashes that others can compute without vLLM
         enable_chunked_prefill=True,
         async_scheduling=False,

@@ -73,13 +73,13 @@ async def test_a_worker_that_disagrees_is_found_and_the_comparison_goes_on(redis
 
 
 def test_an_explained_difference_is_counted_apart() -> None:
-    tally = Tally(tokens=40_000)
+    tally = Tally(tokens=100_000)
     some = outcome(tally)
     some.judged = [{"explained": True}]
     assert {one.name: one.met for one in exact.targets([some])} == {
         "tokens": True, "unexplained": True, "explained": True,
     }  # fmt: skip
-    some.judged *= 3
+    some.judged *= 6
     assert {one.name: one.met for one in exact.targets([some])}["explained"] is False
 
 

@@ -8,7 +8,8 @@ import pytest
 from contracts.tiny_gguf import VOCAB, write_tiny_gguf
 
 from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits, Row
-from pilotfish.cache.llama_sequences import SPARE, Part, Sequences, common_prefix
+from pilotfish.cache.llama_sequences import SPARE, Part, Sequences
+from pilotfish.cache.prefix import common_prefix
 from pilotfish.protocol.errors import EngineError, ModelError
 
 pytestmark = pytest.mark.llamacpp

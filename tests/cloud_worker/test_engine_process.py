@@ -106,6 +106,16 @@ async def test_a_job_that_gives_up_does_not_abort_the_restart_others_wait_for(en
     assert await patient == draws(PROMPT, 1)
 
 
+async def test_a_cancel_reaches_a_job_that_waits_for_the_restart(engine: EngineProcess) -> None:
+    os.kill(engine_child(), signal.SIGKILL)
+    await wait_until(lambda: not engine.alive, "the death to be noticed")
+    waiting = asyncio.create_task(events(engine, ask("gone", continue_tokens=2_000)))
+    await wait_until(lambda: engine.restarts == 1, "the restart")
+    await engine.cancel("gone")
+    assert await waiting == []
+    assert await written(engine, ask()) == draws(PROMPT, 1)
+
+
 async def test_a_child_that_hangs_is_killed_and_replaced() -> None:
     engine = await opened(silence_seconds=0.3)
     try:

@@ -328,7 +328,7 @@ async def test_no_kv_cache_means_none(redis: Redis, redis_url: str) -> None:
     from pilotfish.cloud_worker.worker import WorkerSpec, run
 
     started = asyncio.Event()
-    spec = WorkerSpec(redis_url, EngineSpec("fake", CACHING, kv_cache=False), name="w1")
+    spec = WorkerSpec(redis_url, EngineSpec("fake", CACHING, resident=False, prefix_cache=False), name="w1")
     running = asyncio.create_task(run(spec, ready=lambda *_: started.set()))
     await asyncio.wait_for(started.wait(), 20)
     edge = Edge(redis)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from contracts import verifier as contract
+from contracts.tiny_hf import write_tiny_model
 
 from pilotfish.cloud_worker.engines import vllm_start
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
@@ -44,34 +45,11 @@ SAMPLINGS = [
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen3 with weights large enough that its text wanders."""
-    path = tmp_path_factory.mktemp("target")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torch
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-
-        torch.manual_seed(5)
-        config = Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=64,
-            max_position_embeddings=CONTEXT,
-            initializer_range=0.15,
-            tie_word_embeddings=False,
-            eos_token_id=3,
-        )
-        model: Any = Qwen3ForCausalLM
-        model(config).to(torch.float32).save_pretrained(path)
-    return path
+    return write_tiny_model(tmp_path_factory.mktemp("target"), vocab=VOCAB, context=CONTEXT)
 
 
 @pytest.fixture(scope="module")
-def engine(model_dir: Path) -> Iterator[VllmVerifier]:
+def opened(model_dir: Path) -> Iterator[VllmVerifier]:
     """Small on purpose: few KV blocks, so that requests are preempted; small steps, so that prompts come in chunks."""
     verifier = VllmVerifier(
         model_dir,
@@ -86,16 +64,16 @@ def engine(model_dir: Path) -> Iterator[VllmVerifier]:
     verifier.close()
 
 
-@pytest.fixture(autouse=True)
-def cold(request: pytest.FixtureRequest) -> Iterator[None]:
-    """An idle engine with an empty prefix cache before each test that uses one, and an idle one after it."""
-    if "engine" not in request.fixturenames:
-        yield
-        return
-    verifier = request.getfixturevalue("engine")
-    assert verifier._core.reset_prefix_cache()
-    yield
-    assert not verifier.busy
+@pytest.fixture(params=["resident", "stateless"])
+def engine(opened: VllmVerifier, request: pytest.FixtureRequest) -> Iterator[VllmVerifier]:
+    """An idle engine that holds nothing, with sessions that stay and with rounds that are requests of their own."""
+    opened._scheduler.parked_max = opened.kv_tokens // 2 if request.param == "resident" else 0
+    opened.reset()
+    yield opened
+    assert not opened.busy
+    opened.reset()
+    pool = opened._scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == KV_BLOCKS - 1, "blocks leaked (one is vLLM's null block)"
 
 
 class Rounds:
@@ -107,7 +85,7 @@ class Rounds:
 
     def request(self, prefix: list[int], draft: list[int] | None = None, **fields: Any) -> VerifyRequest:
         self.count += 1
-        return VerifyRequest(f"r{self.count}", "session", prefix, draft or [], **fields)
+        return VerifyRequest(f"r{self.count}", fields.pop("session", f"s{self.count}"), prefix, draft or [], **fields)
 
     def run(self, *requests: VerifyRequest) -> list[list[VerifyEvent]]:
         events = defaultdict(list)
@@ -118,9 +96,9 @@ class Rounds:
                 events[event.request_id].append(event)
         return [events[request.request_id] for request in requests]
 
-    def verify(self, prefix: list[int], draft: list[int], sampling: Sampling = GREEDY) -> VerifyEvent:
-        """A round alone in the engine."""
-        [[event]] = self.run(self.request(prefix, draft, sampling=sampling))
+    def verify(self, prefix: list[int], draft: list[int], sampling: Sampling = GREEDY, **fields: Any) -> VerifyEvent:
+        """A round alone in the engine, of a session of its own unless one is named."""
+        [[event]] = self.run(self.request(prefix, draft, sampling=sampling, **fields))
         assert event.done
         assert not event.error
         return event
@@ -249,7 +227,7 @@ def test_a_round_is_one_pass_over_the_uncached_prefix_and_the_drafts(rounds: Rou
     prefix = prompt(length)
     cold = rounds.verify(prefix, [])
     truth = cold.draws + rounds.decode(prefix + cold.draws, K)
-    rounds.engine._core.reset_prefix_cache()
+    rounds.engine.reset()
     for cached in (0, (length - 1) // 32 * 32):  # the last row is always computed: its logits are needed
         event = rounds.verify(prefix, truth[:K])
         assert (event.accepted, event.draws) == (K, truth[: K + 1])
@@ -260,7 +238,7 @@ def test_a_round_is_one_pass_over_the_uncached_prefix_and_the_drafts(rounds: Rou
 def test_a_long_prefix_comes_in_chunks_and_the_drafts_with_the_last(rounds: Rounds) -> None:
     prefix = prompt(400)
     truth = rounds.decode(prefix, K + 1)
-    rounds.engine._core.reset_prefix_cache()
+    rounds.engine.reset()
     event = rounds.verify(prefix, truth[:K])
     assert (event.draws, event.steps) == (truth, -(-400 // STEP_TOKENS))
     assert (event.rows, event.cached) == (400 + K, 0)
@@ -283,12 +261,149 @@ def test_drafts_that_find_no_room_in_a_step_are_left_out_of_the_round(rounds: Ro
 def test_rejected_drafts_never_enter_the_prefix_cache_and_accepted_ones_do(rounds: Rounds) -> None:
     prefix = prompt(60)
     truth = rounds.decode(prefix, K + 1)
-    rounds.engine._core.reset_prefix_cache()
+    rounds.engine.reset()
     refused = [wrong(token) for token in truth[:K]]
     assert rounds.verify(prefix, refused).accepted == 0
     assert rounds.verify(prefix + refused, []).cached == 32
     assert rounds.verify(prefix, truth[:K]).accepted == K
     assert rounds.verify(prefix + truth[:K], []).cached == 64
+
+
+# --- resident sessions ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resident(opened: VllmVerifier) -> Iterator[Rounds]:
+    """Rounds on an engine that keeps sessions."""
+    opened._scheduler.parked_max = opened.kv_tokens // 2
+    opened.reset()
+    yield Rounds(opened)
+    opened.reset()
+
+
+@pytest.mark.parametrize("length", [2, 31, 32, 33, 63, 64, 65, 200, 350])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_warm_round_computes_one_row_and_its_drafts(resident: Rounds, length: int, sampling: Sampling) -> None:
+    """Whatever was accepted before, on and next to a block boundary."""
+    ids, rng = prompt(length), random.Random(length)
+    truth = resident.decode(ids, 40, sampling)
+    cold = resident.verify(ids, spoilt(truth[:K], 0.7, rng), sampling, session="one")
+    text = list(cold.draws)
+    while len(text) < 30:
+        event = resident.verify(ids + text, spoilt(truth[len(text) :][:K], 0.7, rng), sampling, session="one")
+        assert (event.rows, event.steps, event.cached) == (1 + K, 1, length + len(text) - 1)
+        text += event.draws
+    assert text == truth[: len(text)]
+
+
+def test_a_warm_round_computes_what_its_prefix_has_beyond_the_session(resident: Rounds) -> None:
+    """As after tokens that were committed without the cloud."""
+    ids = prompt(70)
+    truth = resident.decode(ids, 30)
+    resident.verify(ids, truth[:3], session="one")
+    event = resident.verify(ids + truth[:12], truth[12:16], session="one")
+    assert (event.draws, event.cached, event.rows) == (truth[12:17], 73, 9 + 4)
+
+
+def test_a_prefix_that_goes_back_is_cut_where_nothing_is_shared(resident: Rounds) -> None:
+    """A redelivered round, and a correction by another worker: cheap inside the last block, else one prefill."""
+    ids = prompt(64)
+    truth = resident.decode(ids, 30)
+    for _ in range(2):
+        assert resident.verify(ids, truth[:4], session="one").draws == truth[:5]
+    other = [*ids, *truth[:2], wrong(truth[2])]
+    event = resident.verify(other, [], session="one")
+    assert (event.draws, event.cached, event.rows) == (resident.decode(other, 1), 66, 1)
+    assert resident.verify(ids + truth[:2], truth[2:6], session="one").draws == truth[2:7]
+    parted = [*ids[:40], wrong(ids[40]), *ids[41:]]
+    event = resident.verify(parted, [], session="one")
+    assert (event.draws, event.cached) == (resident.decode(parted, 1), 32)
+
+
+def test_a_redelivered_round_that_crossed_a_block_does_not_touch_the_shared_one(resident: Rounds) -> None:
+    ids = prompt(60)
+    truth = resident.decode(ids, 30)
+    resident.engine.reset()
+    assert resident.verify(ids, truth[:K], session="one").accepted == K
+    other = [*ids, wrong(truth[0]), *truth[1:3]]
+    assert resident.verify(other, [], session="one").cached == 32
+    event = resident.verify(ids + truth[:K], [], session="two")
+    assert (event.cached, event.draws) == (64, truth[K : K + 1])
+
+
+def test_a_session_that_was_dropped_costs_one_prefill_and_nothing_else(resident: Rounds) -> None:
+    ids = prompt(100)
+    truth = resident.decode(ids, 40)
+    resident.verify(ids, truth[:K], session="one")
+    resident.engine.forget("one")
+    event = resident.verify(ids + truth[: K + 1], truth[K + 1 : K + 4], session="one")
+    assert (event.draws, event.cached) == (truth[K + 1 : K + 5], 96)
+    assert resident.verify(ids + truth[: K + 5], [], session="one").rows == 1
+
+
+def test_idle_sessions_are_let_go(resident: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = importlib.import_module("pilotfish.cloud_worker.engines.vllm_engine")
+    resident.verify(prompt(50), [], session="one")
+    resident.engine.tidy()
+    assert list(resident.engine._scheduler.parked) == ["one"]
+    monkeypatch.setattr(engine, "RESIDENT_SECONDS", 0.0)
+    resident.engine.tidy()
+    assert (resident.engine._scheduler.parked, resident.engine._scheduler.parked_tokens) == ({}, 0)
+
+
+def test_sessions_are_bounded_in_tokens_and_the_oldest_goes_first(resident: Rounds) -> None:
+    resident.engine._scheduler.parked_max = 256
+    for name in "abcd":
+        resident.verify(prompt(60, ord(name)), [], session=name)
+    assert list(resident.engine._scheduler.parked) == ["c", "d"]  # three blocks each, for 61 tokens and K drafts
+    assert resident.engine._scheduler.parked_tokens == 2 * 3 * 32
+    resident.verify(prompt(400), [], session="too long to keep")
+    assert "too long to keep" not in resident.engine._scheduler.parked
+
+
+def test_a_cache_full_of_sessions_makes_room_and_never_stops(resident: Rounds) -> None:
+    """Parked sessions hold every block but one; then as many long requests as the engine runs come at once."""
+    scheduler = resident.engine._scheduler
+    scheduler.parked_max = resident.engine.kv_tokens
+    for number in range(60):
+        resident.verify(prompt(50, number), [], session=f"idle {number}")
+    pool = scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() < 4
+    prefixes = [prompt(200 + i, 7) for i in range(SESSIONS)]
+    requests = [resident.request(prefix, [1, 2], continue_tokens=20) for prefix in prefixes]
+    results = resident.run(*requests)
+    assert all(len(text(events)) >= 21 for events in results)
+    assert [text(events) for events in results] == [
+        resident.decode(p, len(text(e))) for p, e in zip(prefixes, results, strict=True)
+    ]
+
+
+def test_many_sessions_in_random_order_stay_right(resident: Rounds) -> None:
+    """Rounds, continuations, cancels, divergences and redeliveries of 30 sessions under KV pressure."""
+    rng = random.Random(3)
+    prefixes = [prompt(rng.randint(1, 150), i) for i in range(30)]
+    truths = [resident.decode(prefix, 60, SAMPLINGS[i % 4]) for i, prefix in enumerate(prefixes)]
+    at = [0] * 30
+    for turn in range(60):
+        chosen = rng.sample(range(30), rng.randint(1, 12))
+        requests = {}
+        for i in chosen:
+            base = max(0, at[i] - rng.choice([0, 0, 0, 3, 40]))
+            more = rng.choice([0, 0, 0, 4])
+            draft = spoilt(truths[i][base:][: rng.randint(0, K)], 0.8, rng)
+            requests[i] = resident.request(
+                prefixes[i] + truths[i][:base], draft, sampling=SAMPLINGS[i % 4], continue_tokens=more, session=f"{i}"
+            )
+            at[i] = base
+        for i, events in zip(requests, resident.run(*requests.values()), strict=True):
+            said = text(events)
+            assert said == truths[i][at[i] :][: len(said)], (turn, i)
+            at[i] = min(at[i] + len(said), 40)
+        if turn % 7 == 0:
+            request = resident.request(prefixes[turn % 30], continue_tokens=30, session=f"{turn % 30}")
+            resident.engine.submit(request)
+            resident.engine.step()
+            resident.engine.cancel(request.request_id)
 
 
 # --- continuing ----------------------------------------------------------------------------------------------
@@ -354,7 +469,7 @@ def test_preempted_requests_keep_their_drafts_and_their_text(rounds: Rounds, mon
     truth = rounds.decode(long, K + 1)
     preempted = watch_preemptions(rounds.engine, monkeypatch)
     for arrival in range(8, 20):
-        rounds.engine._core.reset_prefix_cache()
+        rounds.engine.reset()
         decoders = [rounds.request(prefix, continue_tokens=49) for prefix in growing]
         late = rounds.request(long, truth[:K])
         events = run_with_a_late_one(rounds.engine, decoders, late, arrival)
