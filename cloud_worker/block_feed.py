@@ -58,7 +58,7 @@ class BlockFeed:
     """One worker's share of the index. `heard` is the engine's voice; everything else is told by a task of its own."""
 
     def __init__(self, index: PrefixIndex, worker: str, kv_blocks: int) -> None:
-        self.index, self.worker = index, worker
+        self.index, self.worker, self.kv_blocks = index, worker, kv_blocks
         self.mirror, self.rate = BlockMirror(), PrefillRate()
         self.share: Share | None = None
         self.resyncs = 0

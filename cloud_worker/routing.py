@@ -199,6 +199,11 @@ class Router:
         await self.feed.beat(sum(start.tokens for start in self._starts) if known else -1)
         await self.salts.keep()
 
+    def describe(self) -> dict[str, str]:
+        """For the worker's beat, as text for people."""
+        held = {"kv_held": len(self.feed.mirror), "kv_blocks": self.feed.kv_blocks, "block_size": self.block_size}
+        return {name: str(value) for name, value in {**held, **self.counts}.items()}
+
     def _count(self, outcome: str) -> None:
         self.counts[outcome] += 1
         metrics.ROUTES.labels(outcome).inc()

@@ -429,5 +429,5 @@ def _describe(worker: StreamWorker, engine: EngineProcess) -> dict[str, str]:
         "running": str(worker.job_counter),
         "restarts": str(engine.restarts),
         **{name: str(value) for name, value in counts.items()},
-        **({name: str(value) for name, value in worker.router.counts.items()} if worker.router else {}),
+        **(worker.router.describe() if worker.router else {}),
     }
