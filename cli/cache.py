@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pilotfish.cache.state_folder import Stored
     from pilotfish.protocol.settings import Settings
 
-app = typer.Typer(help="Look at the draft's saved KV states, move and remove them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at the draft's saved KV states and at what the cloud's workers hold.", no_args_is_help=True
+)
 Names = Annotated[list[str] | None, typer.Argument(help="States as `cache ls` names them, or how these begin.")]
 
 

@@ -44,6 +44,12 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "kv_cache_gb": (float, "memory of the target's KV cache"),
     "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
+    "routing": (
+        str,
+        "a new session goes where its prefix is cached, to the shortest queue, or stays",
+        "prefix|load|off",
+    ),
+    "cache_key": (str, "keeps tenants' caches apart; unset: one that workers share"),
     "kv_reuse": (bool, "use KV again, on both sides; off: every round and turn is computed anew"),
     "context": (int, "longest prompt and answer together, in tokens"),
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
@@ -55,7 +61,18 @@ BROKER = ("redis_url", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
 EDGE_CACHE = ("edge_cache_mb", "edge_cache_disk_mb")
 DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads", *EDGE_CACHE)
-TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")
+TARGET = (
+    "engine",
+    "target_model",
+    "dtype",
+    "draft_max",
+    "max_sessions",
+    "kv_cache_gb",
+    "compiled",
+    "engine_threads",
+    "routing",
+    "cache_key",
+)
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 
 #: a command's own flag for data in JSON

@@ -6,6 +6,9 @@
     worker  pilotfish_engine_rows_total                   -            positions the engine computed for them
     worker  pilotfish_engine_steps_total                  -            forward passes they took part in
     worker  pilotfish_engine_restarts_total               -            engine child processes started again
+    worker  pilotfish_routes_total                        outcome      session starts: kept, passed_on, stolen
+    worker  pilotfish_predictions_total                   outcome      predicted cached tokens: equal, too_much ...
+    worker  pilotfish_index_errors_total                  -            times the prefix index failed; jobs were kept
     worker  pilotfish_queue_seconds                       -            age of a job when its turn came, on Redis' clock
     worker  pilotfish_verify_seconds                      -            from a job's turn to its verdict
     edge    pilotfish_tokens_total                        origin       committed tokens by who wrote them
@@ -36,6 +39,9 @@ COMMITTED: Final = Counter("pilotfish_committed_tokens", "Draws asserted by verd
 ROWS: Final = Counter("pilotfish_engine_rows", "Positions the engine computed", registry=REGISTRY)
 STEPS: Final = Counter("pilotfish_engine_steps", "Forward passes of the engine", registry=REGISTRY)
 RESTARTS: Final = Counter("pilotfish_engine_restarts", "Engine processes started again", registry=REGISTRY)
+ROUTES: Final = Counter("pilotfish_routes", "Session starts by where they went", ["outcome"], registry=REGISTRY)
+PREDICTIONS: Final = Counter("pilotfish_predictions", "Predicted cached tokens", ["outcome"], registry=REGISTRY)
+INDEX_ERRORS: Final = Counter("pilotfish_index_errors", "Failures of the prefix index", registry=REGISTRY)
 QUEUE_SECONDS: Final = Histogram(
     "pilotfish_queue_seconds", "Age of a job when its turn came", buckets=_SECONDS, registry=REGISTRY
 )

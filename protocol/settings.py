@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from pilotfish.protocol.errors import SettingsError
 from pilotfish.protocol.messages import MAX_CONTEXT, MAX_DRAFT, MAX_TOKEN_ID, SEED_MAX, Mode, Name, OnCloudLoss
@@ -87,6 +87,11 @@ class Settings(BaseModel):
     kv_cache_gb: float = Field(1.0, gt=0, le=10_000, allow_inf_nan=False, description="memory of the target's KV cache")
     compiled: bool = Field(False, description="vLLM compiles the target: faster rounds, the first start takes a minute")
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
+
+    routing: Literal["prefix", "load", "off"] = Field(
+        "prefix", description="a new session goes where its prefix is cached, to the shortest queue, or stays"
+    )
+    cache_key: SecretStr | None = Field(None, description="keeps tenants' caches apart; unset: one that workers share")
 
     # both sides
     kv_reuse: bool = Field(True, description="use KV again, on both sides; off: every round and turn is computed anew")
