@@ -28,8 +28,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "min_p": (float, "drop tokens below this share of the likeliest one"),
     "seed": (int, "seed of the draws; unset: random, and told"),
     "deadline_ms": (int, "a request gives up after this many ms"),
-    "draft_tokens": (int, "K, tokens drafted for one round"),
-    "window": (int, "rounds under way at a time"),
+    "drafting": (str, "auto: as far as it pays; always; fixed: draft_tokens each round", "auto|always|fixed"),
+    "draft_tokens": (int, "most tokens drafted for one round"),
+    "window": (int, "most rounds under way; 1: no drafting while a verdict is away"),
     "round_timeout_ms": (int, "a round is sent again after this many ms"),
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
     "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
@@ -49,7 +50,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 BROKER = ("redis_url", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
-DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
+DRAFT = ("drafting", "draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
 TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "engine_threads")
 MACHINE = ("context", "cores", "cache_dir")
 
