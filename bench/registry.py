@@ -11,10 +11,12 @@ from pilotfish.protocol.errors import UsageError
 NAMES: Final[dict[str, str]] = {
     "exact": "pilotfish.bench.exact:run",
     "broker": "pilotfish.bench.broker:run",
+    "control": "pilotfish.bench.control:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
+    "control": "the stop rule and pipelining against every fixed draft length, replayed and live",
 }
 
 

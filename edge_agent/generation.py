@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
 from pilotfish.edge_agent.plan import Experience, Plan
@@ -80,6 +81,13 @@ class Task:
     deadline_ms: int = 120_000
 
 
+class Unsent(NamedTuple):
+    """A job that did not reach Redis, or nobody who would read it there."""
+
+    flying: Round
+    why: str
+
+
 class Generation:
     """One generation; iterate `run()` for what is committed, then read `summary()`."""
 
@@ -100,7 +108,8 @@ class Generation:
         self.session = Session.start(
             secrets.token_hex(16), target.id if target else "", task.sampling, task.prompt, limits, vocab_size
         )
-        self.inbox: asyncio.Queue[Verdict | Refusal] = asyncio.Queue()
+        self.inbox: asyncio.Queue[Verdict | Refusal | Unsent] = asyncio.Queue()
+        self._posts: set[asyncio.Task[None]] = set()  # jobs on their way to Redis
         self.worker = ""  # who is asked next: the one that answered last
         self.degraded = self.was_degraded = False
         self._totals = {"cloud_rows": 0, "cloud_steps": 0, "cloud_ms": 0.0, "draft_ms": 0.0}
@@ -136,6 +145,7 @@ class Generation:
             raise
         finally:
             self._count(outcome)
+            await self._end_posts()
             await self._say_goodbye()
 
     def cancel(self) -> None:
@@ -274,18 +284,24 @@ class Generation:
         return drafted
 
     async def _publish(self, flying: Round) -> None:
-        """Send a round's job and start its timer; a broker that is away, or without workers, is tried again later."""
+        """Send a round's job and start its timer. Nobody waits for Redis to confirm it: drafting goes on meanwhile."""
         assert self.broker is not None
         assert self.target is not None
         left_ms = max(1, int((self._deadline - self._clock()) * 1000))
         job = self.session.job(flying, agent=self.broker.agent, boot=self.broker.boot, deadline_ms=left_ms)
+        self._retry_at = self._clock() + self._patience()
+        self.plan.sent(flying, self._clock())
+        post = asyncio.create_task(self._post(flying, self.broker.publish(self.target.id, self.worker, job)))
+        self._posts.add(post)
+        post.add_done_callback(self._posts.discard)
+        await asyncio.sleep(0)  # so that jobs leave in the order of their rounds
+
+    async def _post(self, flying: Round, sent: Awaitable[bytes]) -> None:
+        """A broker that is away, or without workers, is told to the loop, which tries again later."""
         try:
-            await self.broker.publish(self.target.id, self.worker, job)
+            await sent
         except (NoWorker, BrokerError) as error:
-            self._failed(str(error))
-        else:
-            self._retry_at = self._clock() + self._patience()
-            self.plan.sent(flying, self._clock())
+            self.inbox.put_nowait(Unsent(flying, str(error)))
 
     def _patience(self) -> float:
         """Seconds a round may go unanswered; who may go on alone keeps half of the time left for that."""
@@ -318,7 +334,11 @@ class Generation:
             tokens += self._apply(self.inbox.get_nowait())
         return tokens
 
-    def _apply(self, message: Verdict | Refusal) -> list[Committed]:
+    def _apply(self, message: Verdict | Refusal | Unsent) -> list[Committed]:
+        if isinstance(message, Unsent):
+            if message.flying in self.session.flight:
+                self._failed(message.why)
+            return []
         if isinstance(message, Refusal):
             self._refused(message)
             return []
@@ -403,6 +423,13 @@ class Generation:
             return await self.broker.live_workers(self.target.id) > 0
         except BrokerError:
             return False
+
+    async def _end_posts(self) -> None:
+        """What is still on its way to Redis leaves before the last word, or not at all when nobody answers there."""
+        posts = list(self._posts)
+        for post in posts if self.degraded or not self.session.finish else ():
+            post.cancel()
+        await asyncio.gather(*posts, return_exceptions=True)
 
     async def _say_goodbye(self) -> None:
         """The session is over: the worker may stop and forget it. Best effort, nothing depends on it."""

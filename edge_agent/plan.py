@@ -33,6 +33,7 @@ class Plan:
         self._sent: dict[int, tuple[float, Round]] = {}
         self._since = 0.0  # when what is committed next began
         self._prefill = 0.0  # ms since then on ids that no policy could have spared
+        self.prefill_ms = 0.0  # of these, over the whole generation
         self._cycle_tokens, self._cycle_ms = 0, 0.0  # of drafting, since nothing was in flight
 
     # --- what to do next -------------------------------------------------------------------------------------
@@ -107,6 +108,7 @@ class Plan:
 
     def _committed(self, tokens: int, flying: Round | None, now: float) -> None:
         spent = 1000 * (now - self._since) - self._prefill
+        self.prefill_ms += self._prefill
         self._since, self._prefill = now, 0.0
         if flying is not None and flying.continues:
             self.ceded += tokens

@@ -89,8 +89,11 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Tokens committed per ms of drafting."""
-        return self.drafts.value(FIRST_RATE / self.row_cost)
+        """Tokens committed per ms of drafting; at least what rounds without any draft are known to reach."""
+        if not self.trip.weight:
+            return self.drafts.value(FIRST_RATE / self.row_cost)
+        undrafted = 1 / max(1e-3, self.trip.value(0.0) + self.job.value(0.0) + self.row_ms)
+        return max(self.drafts.value(0.0), undrafted)
 
     @property
     def hope(self) -> float:
