@@ -1,7 +1,7 @@
 """The baseline in closed form: K tokens each round, one round at a time.
 
-Which rounds there are does not depend on time. So a record is walked once for each K, and every cell of t_d and RTT is a
-sum of four numbers.
+Which rounds there are does not depend on time. So a record is walked once for each K, and every cell of t_d and RTT is
+a sum of four numbers.
 """
 
 from __future__ import annotations

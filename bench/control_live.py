@@ -25,6 +25,7 @@ from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.plan import Experience
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol import cores, fleet
+from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Sampling
 
 DRAFT_MAX = 64
@@ -80,20 +81,23 @@ class Live:
     drafter: PacedDrafter
 
     async def speed(self, records: Sequence[Record], stop_ids: frozenset[int], **task: Any) -> float:
-        """Tokens per ms over these answers, one after the other; raises AssertionError if a text is not the target's.
+        """Tokens per ms over these answers, one after the other, prefill aside as in the replay.
 
-        The time runs from the first job's end of prefill on, as in the replay: see `Plan`.
+        Raises EngineError if a text is not the target's own.
         """
         spent, tokens = 0.0, 0
         for record in records:
             wanted = Task(record.prompt, max_tokens=record.limit, stop_ids=stop_ids, **task)
             generation = self.agent.open(wanted)
-            began = time.perf_counter()
-            text = tuple([token.id async for some in generation.run() for token in some])
-            spent += 1000 * (time.perf_counter() - began) - generation.plan.prefill_ms
-            tokens += len(text)
+            began, ended, text = time.perf_counter(), 0.0, list[int]()
+            async for some in generation.run():
+                text += [token.id for token in some]
+                ended = time.perf_counter()  # what follows the last token is only a farewell to the worker
             self.agent.close(generation)
-            assert text == record.text, "the live text is not the target's own"
+            if tuple(text) != record.text:
+                raise EngineError("the live text is not the target's own: `bench exact` tells where they part")
+            spent += 1000 * (ended - began) - generation.plan.prefill_ms
+            tokens += len(text)
         return tokens / spent
 
     async def times(self, records: Sequence[Record], stop_ids: frozenset[int]) -> Times:
