@@ -41,7 +41,7 @@ class Sizes:
     """Every `stride`-th prompt is recorded; every `live_stride`-th of them runs live."""
 
     stride: int = 1
-    live_stride: int = 8
+    live_stride: int = 16
 
 
 QUICK = Sizes(stride=16, live_stride=5)
