@@ -16,6 +16,7 @@ NAMES: Final[dict[str, str]] = {
     "edgecache": "pilotfish.bench.edgecache:run",
     "index": "pilotfish.bench.index:run",
     "routing": "pilotfish.bench.routing:run",
+    "control": "pilotfish.bench.control:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
@@ -25,6 +26,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "edgecache": "conversations kept on the device, against llama-cpp-python's RAM cache",
     "index": "the prefix index: memory, lookups and dead workers, against llm-d's and AIBrix's layouts",
     "routing": "sessions sent where their prefix is cached, against least-loaded routing and an oracle",
+    "control": "the stop rule and pipelining against every fixed draft length, replayed and live",
 }
 
 

@@ -28,8 +28,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "min_p": (float, "drop tokens below this share of the likeliest one"),
     "seed": (int, "seed of the draws; unset: random, and told"),
     "deadline_ms": (int, "a request gives up after this many ms"),
-    "draft_tokens": (int, "K, tokens drafted for one round"),
-    "window": (int, "rounds under way at a time"),
+    "drafting": (str, "auto: as far as it pays; always; fixed: draft_tokens each round", "auto|always|fixed"),
+    "draft_tokens": (int, "most tokens drafted for one round"),
+    "window": (int, "most rounds under way; 1: no drafting while a verdict is away"),
     "round_timeout_ms": (int, "a round is sent again after this many ms"),
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
     "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
@@ -42,7 +43,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "draft_max": (int, "longest draft a worker takes in one round"),
     "max_sessions": (int, "sessions a worker serves at a time"),
     "kv_cache_gb": (float, "memory of the target's KV cache"),
-    "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
+    "compiled": (bool, "compile the target (vLLM): faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
     "routing": (
         str,
@@ -60,7 +61,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 BROKER = ("redis_url", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
 EDGE_CACHE = ("edge_cache_mb", "edge_cache_disk_mb")
-DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads", *EDGE_CACHE)
+DRAFT = (
+    "drafting", "draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads", *EDGE_CACHE,
+)  # fmt: skip
 TARGET = (
     "engine",
     "target_model",

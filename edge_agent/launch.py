@@ -114,6 +114,7 @@ def sampling(settings: Settings) -> Sampling:
 
 def _defaults(settings: Settings) -> Defaults:
     return Defaults(
+        drafting=settings.drafting,
         draft_tokens=settings.draft_tokens,
         window=settings.window,
         resends=settings.resends,
