@@ -14,7 +14,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from pilotfish.edge_agent.audit import Audit
 from pilotfish.edge_agent.drafters.base import Draft
+from pilotfish.edge_agent.gate import Gate
+from pilotfish.edge_agent.learning import Lesson
+from pilotfish.edge_agent.ledger import Ledger
 from pilotfish.edge_agent.session import Committed, Limits, Round, Session
 from pilotfish.protocol import metrics
 from pilotfish.protocol.broker import EdgeBroker
@@ -33,14 +37,17 @@ from pilotfish.protocol.messages import (
     FinishReason,
     Mode,
     OnCloudLoss,
+    Privacy,
     Refusal,
     Sampling,
+    Scores,
     Summary,
     Verdict,
 )
 
 RETRY_SECONDS = 0.1  # the first pause after a try that came to nothing; each next one is twice as long
 RETRY_MAX_SECONDS = 1.0
+AUDIT_SECONDS = 2.0  # an answer's end may wait so long for its audit; its text does not
 RECOVER_SECONDS = 1.0  # between two looks whether the cloud is back
 #: refusals that another try may cure; every other code but need_prefix ends the generation (or degrades it)
 PASSING = frozenset({"stale", "expired", "overloaded", "engine_failed", "dead_letter", "cancelled"})
@@ -63,18 +70,37 @@ class Task:
     resends: int = 2
     round_timeout_ms: int = 5_000
     deadline_ms: int = 120_000
+    max_disagreement: float = 0.02
+    privacy: Privacy = "shared"
 
 
 class Generation:
-    """One generation; iterate `run()` for what is committed, then read `summary()`."""
+    """One generation; iterate `run()` for what is committed, then read `summary()` and `lesson()`.
 
-    def __init__(self, task: Task, draft: DraftFn, broker: EdgeBroker | None, target: Target | None, vocab_size: int):
-        self.task, self._draft_fn, self.broker, self.target = task, draft, broker, target
+    `gate` decides in `gated` mode; one that is shut when the request begins leaves it alone, so that all its tokens get
+    labels. `audit_share`: the chance by which a coin chose this request to be audited; None: it did not.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        draft: DraftFn,
+        broker: EdgeBroker | None,
+        target: Target | None,
+        vocab_size: int,
+        gate: Gate | None = None,
+        audit_share: float | None = None,
+    ) -> None:
+        self.task, self._draft_fn, self.target = task, draft, target
+        self.broker = broker if task.privacy == "shared" else None  # what has no broker cannot leak
+        self.gate = gate if gate and gate.open and task.mode == "gated" else None
+        self.ledger = Ledger(len(task.prompt))
+        self._audit = Audit(self.ledger, audit_share) if audit_share and self.gate else None
         limits = Limits(task.max_tokens, task.stop_ids, task.window, task.resends)
         self.session = Session.start(
             secrets.token_hex(16), target.id if target else "", task.sampling, task.prompt, limits, vocab_size
         )
-        self.inbox: asyncio.Queue[Verdict | Refusal] = asyncio.Queue()
+        self.inbox: asyncio.Queue[Verdict | Scores | Refusal] = asyncio.Queue()
         self.worker = ""  # who is asked next: the one that answered last
         self.degraded = self.was_degraded = False
         self._totals = {"cloud_rows": 0, "cloud_steps": 0, "cloud_ms": 0.0, "draft_ms": 0.0}
@@ -103,6 +129,8 @@ class Generation:
                     self._note(tokens)
                     yield tokens
             outcome = self.session.finish
+            if self._audit and outcome != "cancelled":
+                await self._ask_for_scores(self._audit)
         except PilotfishError as error:
             outcome = error.code
             raise
@@ -127,6 +155,10 @@ class Generation:
             tokens=len(self.session.generated),
             prompt_tokens=self.session.prompt_tokens,
             drafted=counts.drafted,
+            unverified=self.ledger.local,
+            never_sent=self.session.unsent,
+            audited=self._audit.scored if self._audit else 0,
+            audit_disagreed=self._audit.disagreed if self._audit else 0,
             rounds=counts.rounds,
             resends=counts.resends,
             degraded=self.was_degraded,
@@ -137,8 +169,19 @@ class Generation:
             **self._totals,
         )
 
+    def lesson(self) -> Lesson:
+        """What can be learnt of it."""
+        by_chance = self.gate is None or self._audit is not None  # not because it turned out to be hard
+        whole = by_chance and self.ledger.complete and not self.was_degraded
+        weight = 1 / self._audit.share if self._audit else 1.0
+        return Lesson(self.ledger.labels(), whole, weight, self.gate.budget if self._audit and self.gate else None)
+
     def _note(self, tokens: list[Committed]) -> None:
         self._first_token = self._first_token or self._clock()
+        if self._alone:
+            self.ledger.skip(len(tokens))  # nobody decided to commit these: there was no one to ask
+        else:
+            self.ledger.committed(tokens)
         for token in tokens:
             self._origins[token.origin] += 1
 
@@ -168,8 +211,8 @@ class Generation:
             return await self._go_on_alone()
         if self._rejoin:
             return await self._send_whole(self._rejoin.popleft())
-        if self.session.room() and not self._pausing:
-            return await self._send_more()
+        if self.session.room() and not self._pausing and not (self.gate and self.session.flight):
+            return await (self._commit_or_send(self.gate) if self.gate else self._send_more())
         return await self._wait()
 
     @property
@@ -193,6 +236,22 @@ class Generation:
             await self._publish(self.session.publish((rest or [])[: self._draft_room()]))
         return tokens
 
+    async def _commit_or_send(self, gate: Gate) -> list[Committed]:
+        """Draft; commit what the gate is sure of, and have the unsure tokens behind it verified.
+
+        Nothing is in flight here: a sure token behind an outstanding verdict would be provisional.
+        """
+        longest = self.target.draft_max if self.target else self.task.draft_tokens
+        drafted = await self._draft(
+            self.session.assumed(), min(self.task.draft_tokens, longest, self.session.remaining)
+        )
+        sure, unsure = gate.split(drafted.confidences)
+        tokens = self.session.commit_local(drafted.ids[:sure]) if sure else []
+        if not self.session.finish and (unsure or not drafted.ids):
+            rest = drafted.ids[sure : sure + unsure]
+            await self._publish(self.session.publish(rest[: self._draft_room()]))
+        return tokens
+
     def _draft_room(self) -> int:
         """Longest draft of the next round: its verdict adds a token of its own."""
         longest = self.target.draft_max if self.target else self.task.draft_tokens
@@ -208,6 +267,7 @@ class Generation:
             return Draft()
         drafted = await self._draft_fn(self.session.id, ids, count, self.task.sampling, self.task.stop_ids)
         self._totals["draft_ms"] += drafted.ms
+        self.ledger.drafted(len(ids), drafted.ids, drafted.confidences)
         return drafted
 
     async def _publish(self, flying: Round) -> None:
@@ -254,13 +314,15 @@ class Generation:
             tokens += self._apply(self.inbox.get_nowait())
         return tokens
 
-    def _apply(self, message: Verdict | Refusal) -> list[Committed]:
+    def _apply(self, message: Verdict | Scores | Refusal) -> list[Committed]:
         if isinstance(message, Refusal):
             self._refused(message)
             return []
         self._totals["cloud_rows"] += message.rows
         self._totals["cloud_steps"] += message.steps
         self._totals["cloud_ms"] += message.engine_ms
+        if isinstance(message, Scores):
+            return []  # an audit never changes the text
         tokens = self.session.on_verdict(message)
         if tokens:
             self.worker, self._pause = message.worker, RETRY_SECONDS
@@ -338,9 +400,41 @@ class Generation:
         except BrokerError:
             return False
 
+    # --- afterwards ------------------------------------------------------------------------------------------
+
+    async def _ask_for_scores(self, audit: Audit) -> None:
+        """Have the target score what the gate committed: a worker that is away, or slow, costs labels and no more."""
+        if self.broker is None or self.target is None or self.degraded:
+            return
+        with suppress(TimeoutError, NoWorker, BrokerError):
+            async with asyncio.timeout(AUDIT_SECONDS):
+                for start, end in self.ledger.unscored(self.target.draft_max):
+                    await self._score(audit, start, end)
+
+    async def _score(self, audit: Audit, start: int, end: int) -> None:
+        """One span, and once more with every id if the worker does not know the session."""
+        assert self.broker is not None
+        assert self.target is not None
+        for whole in (False, True):
+            job = self.session.score_job(
+                start, end, whole=whole, agent=self.broker.agent, boot=self.broker.boot,
+                deadline_ms=int(AUDIT_SECONDS * 1000),
+            )  # fmt: skip
+            audit.jobs += 1
+            await self.broker.publish(self.target.id, self.worker, job)
+            while not isinstance(message := await self.inbox.get(), Scores | Refusal) or message.round != job.round:
+                continue
+            if isinstance(message, Scores):
+                self._apply(message)
+                self.worker = message.worker
+                audit.take(message, job)
+                return
+            self.worker = message.worker
+
     async def _say_goodbye(self) -> None:
         """The session is over: the worker may stop and forget it. Best effort, nothing depends on it."""
-        if self.broker is None or self.target is None or self.degraded or not self.session.counts.rounds:
+        asked = self.session.counts.rounds + (self._audit.jobs if self._audit else 0)
+        if self.broker is None or self.target is None or self.degraded or not asked:
             return
         note = Close(agent=self.broker.agent, boot=self.broker.boot, session=self.session.id)
         with suppress(NoWorker, BrokerError):

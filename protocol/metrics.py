@@ -13,6 +13,9 @@
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
     edge    pilotfish_degraded_total                      -            generations that went on without the cloud
+    edge    pilotfish_audited_tokens_total                -            gated tokens that an audit labelled
+    edge    pilotfish_audit_disagreements_total           -            those of them where the target drew another
+    edge    pilotfish_gate_alarms_total                   -            gates shut because audits passed the budget
 
 Counting is in process and free of I/O; who serves the page is not known here.
 """
@@ -45,3 +48,8 @@ VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them
 RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
 GENERATIONS: Final = Counter("pilotfish_generations", "Generations by outcome", ["outcome"], registry=REGISTRY)
 DEGRADED: Final = Counter("pilotfish_degraded", "Generations that went on without the cloud", registry=REGISTRY)
+AUDITED: Final = Counter("pilotfish_audited_tokens", "Gated tokens that an audit labelled", registry=REGISTRY)
+AUDIT_DISAGREED: Final = Counter(
+    "pilotfish_audit_disagreements", "Audited tokens the target would have drawn otherwise", registry=REGISTRY
+)
+GATE_ALARMS: Final = Counter("pilotfish_gate_alarms", "Gates shut by their audits", registry=REGISTRY)

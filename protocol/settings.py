@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pilotfish.protocol.errors import SettingsError
-from pilotfish.protocol.messages import MAX_CONTEXT, MAX_DRAFT, MAX_TOKEN_ID, SEED_MAX, Mode, Name, OnCloudLoss
+from pilotfish.protocol.messages import MAX_CONTEXT, MAX_DRAFT, MAX_TOKEN_ID, SEED_MAX, Mode, Name, OnCloudLoss, Privacy
 
 ENV_PREFIX = "PILOTFISH_"
 ENV_CONFIG = "PILOTFISH_CONFIG"
@@ -48,7 +48,11 @@ class Settings(BaseModel):
     target: Name | None = Field(None, description="name of the target to ask; unset: the only one there is")
 
     # one generation
-    mode: Mode = Field("exact", description="who commits: exact (the cloud verifies all), cloud_only, edge_only")
+    mode: Mode = Field("exact", description="who commits: exact (the cloud verifies all), gated, cloud_only, edge_only")
+    max_disagreement: float = Field(
+        0.02, ge=0, le=1, allow_inf_nan=False, description="gated: share of tokens that may differ from the target's"
+    )
+    privacy: Privacy = Field("shared", description="local_only: nothing of a request leaves this device")
     on_cloud_loss: OnCloudLoss | None = Field(None, description="wait or go on locally; unset: the mode decides")
     max_tokens: int = Field(256, ge=1, le=MAX_CONTEXT, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token")
@@ -67,6 +71,13 @@ class Settings(BaseModel):
     # the device
     draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
     draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
+    strategy: Name = Field("margin", description="how the draft's confidence is read; ensemble: all together")
+    strategies_off: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]*$")] = Field(
+        "", description="strategies that are not used, as in entropy,margin"
+    )
+    audit_share: float = Field(
+        0.05, ge=0, le=1, allow_inf_nan=False, description="gated: share of requests the target scores afterwards"
+    )
 
     # the cloud worker
     engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
