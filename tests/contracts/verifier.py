@@ -124,6 +124,30 @@ def check_accepts_what_it_would_draw(engine: Verifier, sampling: Sampling) -> No
     assert (event.accepted, event.draws) == (1, right[:2])
 
 
+def check_scores(engine: Verifier, sampling: Sampling) -> None:
+    """Every draw along a text that the target would not have written, and the session goes on as if nothing was."""
+    right = plain(engine, PROMPT, 4, sampling)
+    draft = [right[0], (right[1] + 1) % 200, 7, 9][: engine.info.draft_max]
+    places = range(len(draft) + 1)
+    want = [plain(engine, PROMPT + draft[:at], 1, sampling)[0] for at in places]
+    session = fresh()
+    request = VerifyRequest(fresh("r"), session, list(PROMPT), draft, sampling, score=True)
+    engine.submit(request)
+    events: list[VerifyEvent] = []
+    while engine.busy:
+        events += engine.step()
+    (event,) = events
+    assert (event.draws, event.accepted, event.done, event.error) == (want, 1, True, "")
+    assert event.rows >= len(draft) + 1
+    after = PROMPT + draft
+    behind = plain(engine, after, 3, sampling)
+    warm = round_(engine, session, [*after, behind[0]], behind[1:], sampling)
+    assert warm.draws[:2] == behind[1:]
+    assert warm.cached >= len(PROMPT)
+    with pytest.raises(RequestRefused, match="one of the two"):
+        engine.submit(VerifyRequest(fresh("r"), session, list(PROMPT), draft, sampling, 3, score=True))
+
+
 def check_counts(engine: Verifier) -> None:
     """A warm round computes what is missing of the prefix, one row per draft token, and at most one row of padding."""
     session, sampling = fresh(), Sampling()
@@ -332,6 +356,7 @@ CHECKS: list[Callable[[Verifier], None]] = [
     check_forget,
 ]
 SAMPLED_CHECKS: list[Callable[[Verifier, Sampling], None]] = [
+    check_scores,
     check_accepts_what_it_would_draw,
     check_continuation,
     check_stop_ids,

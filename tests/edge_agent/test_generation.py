@@ -18,17 +18,7 @@ from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.protocol.errors import BrokerUnreachable, DeadlineExceeded, JobRefused, NoWorker, PromptTooLong
 from pilotfish.protocol.fleet import Target, Vocabulary
-from pilotfish.protocol.messages import (
-    Close,
-    Message,
-    Refusal,
-    RefusalCode,
-    Sampling,
-    ScoreJob,
-    Scores,
-    Verdict,
-    VerifyJob,
-)
+from pilotfish.protocol.messages import Close, Message, Refusal, RefusalCode, Sampling, Verdict, VerifyJob
 
 FLEET = Target(TARGET, "fake", 4096, 16, Vocabulary(tuple(bytes([value]) for value in range(256))))
 Answer = Callable[[VerifyJob], "list[Verdict | Refusal]"]
@@ -62,8 +52,6 @@ class Cloud:
     agent: str = "edge1"
     boot: str = "boot1"
     jobs: list[VerifyJob] = field(default_factory=list)
-    audits: list[ScoreJob] = field(default_factory=list)
-    scoring: bool = True
     notes: list[Message] = field(default_factory=list)
     addressed: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -71,12 +59,6 @@ class Cloud:
     generation: Generation | None = None
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
-        if isinstance(message, ScoreJob):
-            self.audits.append(message)
-            assert self.generation
-            for scored in self.score(message):
-                self.generation.inbox.put_nowait(scored)
-            return b"1-0"
         if not isinstance(message, VerifyJob):
             self.notes.append(message)
             return b"1-0"
@@ -98,19 +80,6 @@ class Cloud:
             return [refusal(job, "need_prefix")]
         self.ids[job.session] = [*known[: job.offset], *job.ids]
         return [verdict(job, self.ids[job.session])]
-
-    def score(self, job: ScoreJob) -> list[Scores | Refusal]:
-        """An honest worker, unless it is not `scoring`."""
-        known = self.ids.get(job.session, [])
-        if not self.scoring:
-            return []
-        about: dict[str, Any] = {name: getattr(job, name) for name in ("boot", "session", "round")}
-        if job.offset > len(known):
-            return [Refusal(code="need_prefix", worker="w1", epoch=job.epoch, **about)]
-        self.ids[job.session] = ids = [*known[: job.offset], *job.ids, *job.draft]
-        places = range(job.base, len(ids) + 1)
-        drawn = tuple(fake_target(ids[:place], place, job.sampling) for place in places)
-        return [Scores(**about, base=job.base, digest=job.digest, draws=drawn, worker="w1", rows=len(ids), steps=1)]
 
     async def live_workers(self, target: str) -> int:
         return self.workers
