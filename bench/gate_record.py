@@ -85,9 +85,9 @@ def spread(rows: Sequence[Question], limit: int) -> list[Question]:
 class Recorder:
     """Both models, opened once. A context manager."""
 
-    def __init__(self, target: Verifier, draft: LlamaModel, chat_template: str, strategies: Sequence[Strategy]) -> None:
+    def __init__(self, target: Verifier, draft: LlamaModel, strategies: Sequence[Strategy]) -> None:
         self.target, self.draft, self.strategies = target, draft, list(strategies)
-        self.tokenizer = LlamaTokenizer(draft, chat_template)
+        self.tokenizer = LlamaTokenizer(draft)
         context = LlamaContext(draft, n_ctx=CONTEXT, sequences=1, threads=1, kv="f16", outputs=128)
         self._context, self._sequences = context, Sequences(context, exact=False)
 

@@ -11,9 +11,11 @@ from pilotfish.protocol.errors import UsageError
 NAMES: Final[dict[str, str]] = {
     "exact": "pilotfish.bench.exact:run",
     "broker": "pilotfish.bench.broker:run",
+    "gate": "pilotfish.bench.gate:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
+    "gate": "what the gate keeps on the device, at what loss, and whether its budget holds",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
 }
 

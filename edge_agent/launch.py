@@ -70,9 +70,13 @@ def switched_off(settings: Settings) -> list[str]:
 
 
 def _learner(settings: Settings, drafter: LlamaCppDrafter, target: str = "") -> Learner:
+    return Learner(drafter.info.fingerprint, target, strategy_name(settings), Store(learned_folder(settings)))
+
+
+def strategy_name(settings: Settings) -> str:
+    """The name under which scores are learnt; an ensemble of other members gives other scores."""
     off = sorted(switched_off(settings)) if settings.strategy == Ensemble.name else []
-    name = "-".join([settings.strategy, *(f"no_{one}" for one in off)])  # other members, other scores
-    return Learner(drafter.info.fingerprint, target, name, Store(learned_folder(settings)))
+    return "-".join([settings.strategy, *(f"no_{one}" for one in off)])
 
 
 def learned_folder(settings: Settings) -> Path:

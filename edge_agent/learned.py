@@ -67,6 +67,14 @@ class Store:
                 f"{path} is not what pilotfish wrote ({error}): it is kept as {aside.name}, and learning starts anew"
             ) from error
 
+    def known(self) -> list[Key]:
+        """Whose sums are here; files that cannot be read are left out."""
+        found = []
+        for path in sorted(self.folder.glob("*.json")):
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                found.append(Key(**json.loads(path.read_bytes())["key"]))
+        return found
+
     def add(self, key: Key, fresh: Sums) -> Sums:
         """Add sums to what the file holds, and return the total.
 
