@@ -36,8 +36,7 @@ def calibrate(
         raise UsageError(f"--target-offload {target_offload:g} is no share of the tokens: take more than 0, at most 1")
     quality = None
     if prompts:
-        lines, chat = calibration.prompt_lines(prompts)
-        quality = run(calibration.learn(settings, lines, chat=chat))
+        quality = run(calibration.learn(settings, calibration.prompt_lines(prompts)))
     learnt = calibration.known(settings)
     report = calibration.Report.of(learnt, settings.max_disagreement, target_offload, quality)
     calibration.show(report, as_json=as_json)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,12 @@ class Quality:
     bars: list[Reliability]
 
 
-def prompt_lines(source: str) -> tuple[list[str], bool]:
-    """(prompts, whether they are questions for the chat template). Raises UsageError for a file without any."""
+def prompt_lines(source: str) -> list[str]:
+    """The prompts of a file, of standard input, or the demo's kind. Raises UsageError for a file without any."""
     if source == "demo":
         from pilotfish.demo import tasks
 
-        return [row["prompt"] for row in tasks.evaluation_set(DEMO_PROMPTS // len(tasks.FAMILIES) + 1, 20260303)], True
+        return [row["prompt"] for row in tasks.evaluation_set(DEMO_PROMPTS // len(tasks.FAMILIES) + 1, 20260303)]
     try:
         text = sys.stdin.read() if source == "-" else Path(source).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -55,10 +55,10 @@ def prompt_lines(source: str) -> tuple[list[str], bool]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UsageError(f"{source} holds no prompt: one per line")
-    return lines, True
+    return lines
 
 
-async def learn(settings: Settings, lines: Sequence[str], *, chat: bool) -> Quality:
+async def learn(settings: Settings, lines: Sequence[str]) -> Quality:
     """Answer every prompt in exact mode; the agent learns as it does from any request, and saves it at the end."""
     agent = await patient_agent(settings, redis_url(settings))
     predicted: list[float] = []
@@ -66,7 +66,7 @@ async def learn(settings: Settings, lines: Sequence[str], *, chat: bool) -> Qual
     await agent.start()
     try:
         for number, line in enumerate(lines, 1):
-            generation = await _answer(agent, settings, line, number, chat=chat)
+            generation = await _answer(agent, settings, line, number)
             labels = generation.lesson().labels
             found = agent.learner.of(generation.task.sampling).calibration
             predicted += [found.acceptance(label.score) for label in labels]
@@ -82,8 +82,8 @@ async def learn(settings: Settings, lines: Sequence[str], *, chat: bool) -> Qual
     return Quality(len(right), ece(bars), brier(chances, right), bars)
 
 
-async def _answer(agent: Agent, settings: Settings, text: str, number: int, *, chat: bool) -> Generation:
-    ids = await agent.encode(text, chat=chat, max_tokens=settings.max_tokens)
+async def _answer(agent: Agent, settings: Settings, text: str, number: int) -> Generation:
+    ids = await agent.encode(text, chat=True, max_tokens=settings.max_tokens)
     sampling = Sampling(temperature=settings.temperature, seed=number)
     task = Task(
         ids, sampling=sampling, max_tokens=settings.max_tokens, stop_ids=agent.stop_ids,
@@ -148,21 +148,17 @@ class Report:
         """For a budget, or for the smallest one that reaches an offload."""
         key, evidence = learnt.key, learnt.evidence
         if offload is not None:
-            budget = np.ceil(budget_for(evidence, offload) * 1e4) / 1e4 if _reachable(evidence, offload) else np.inf
-        fits = isfinite(budget)
+            budget = budget_for(evidence, offload)
+        setting = ceil(budget * 1e4) / 1e4 if isfinite(budget) else None  # rounded up, or the gate would stay shut
         return cls(
             key.draft, key.target, key.strategy, key.temperature, int(evidence.requests[0]), evidence.tokens,
-            CONFIDENCE, offload, float(budget) if fits else None, expect(evidence, float(budget)) if fits else None, quality,
+            CONFIDENCE, offload, setting, None if setting is None else expect(evidence, setting), quality,
         )  # fmt: skip
 
     @property
     def enough(self) -> bool:
         """Whether the gate would open."""
         return self.expected is not None and self.expected.unverified > 0
-
-
-def _reachable(evidence: Evidence, offload: float) -> bool:
-    return isfinite(budget_for(evidence, offload))
 
 
 def show(report: Report, *, as_json: bool) -> None:
