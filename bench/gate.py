@@ -38,9 +38,9 @@ TOKENS_ENOUGH = 5_000
 class Sizes:
     """Requests of each part, and random splits."""
 
-    calibration: int = 600
+    calibration: int = 500
     evaluation: int = 400
-    live: int = 160
+    live: int = 100
     splits: int = 300
     live_budgets: tuple[float, ...] = BUDGETS
 

@@ -42,10 +42,12 @@ class Counted:
         seen, wrong = self.seen[chosen].sum(0).astype(float), self.wrong[chosen].sum(0).astype(float)
         return Evidence(seen, wrong, np.array([float(len(chosen))]))
 
-    def at(self, bin: int, chosen: NDArray[np.int64]) -> tuple[float, float]:
-        """(unverified share, disagreement) of a threshold on some of them."""
+    def curve(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(unverified share, disagreement) on some of them by threshold: [2, BINS + 1]; the last commits nothing."""
         tokens = self.seen[chosen].sum()
-        return self.seen[chosen][:, bin:].sum() / tokens, self.wrong[chosen][:, bin:].sum() / tokens
+        sums = np.array([self.seen[chosen].sum(0), self.wrong[chosen].sum(0)])
+        above = np.cumsum(sums[:, ::-1], axis=1)[:, ::-1] / tokens
+        return np.column_stack([above, np.zeros(2)])
 
 
 def hindsight(scores: NDArray[np.float64], agreed: NDArray[np.bool_], budget: float) -> float:
@@ -64,7 +66,7 @@ def budget_figures(
     """A threshold learnt on some requests, measured on others, beside the best one that hindsight could choose."""
     evidence = counts.evidence(learnt)
     bin = threshold(evidence, budget)
-    share, disagreement = counts.at(bin, asked)
+    share, disagreement = counts.curve(asked)[:, bin].tolist()
     best = hindsight(scores, agreed, budget)
     return {
         "unverified_share": share, "disagreement": disagreement, "hindsight_share": best,
@@ -80,11 +82,12 @@ def split_figures(counts: Counted, learn: int, budget: float, splits: int, seed:
     for _ in range(splits):
         order = rng.permutation(total)
         learnt, asked = order[:learn], order[learn:]
-        share, disagreement = counts.at(threshold(counts.evidence(learnt), budget), asked)
-        best = max((at for at in (counts.at(bin, asked) for bin in range(BINS)) if at[1] <= budget), default=(0.0, 0.0))
+        curve = counts.curve(asked)
+        share, disagreement = curve[:, threshold(counts.evidence(learnt), budget)].tolist()
+        best = curve[0, curve[1] <= budget].max()
         passed += disagreement > budget
         shares.append(share)
-        kept.append(share / best[0] if best[0] else 1.0)
+        kept.append(share / best if best else 1.0)
     return {
         "splits": splits, "learnt_from": learn, "asked": total - learn, "passed_share": passed / splits,
         "unverified_share": float(np.mean(shares)), "share_of_hindsight": float(np.mean(kept)),
@@ -122,7 +125,7 @@ def shift_figures(
         watch = Watch(budget)
         watch.observe(token for i in order[len(order) // 2 :] for token in _audited(requests[i], scores[i], bin))
         false += watch.alarmed
-        harm.append(counts.at(bin, after)[1])
+        harm.append(counts.curve(after)[1, bin])
         needed.append(_audits_until(watch, requests, scores, bin, rng.permutation(after)))
     found = [one for one in needed if one is not None]
     return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import floor, log, log1p
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ COLD = 0.5
 
 def bin_of(score: float) -> int:
     """The bin of a score in [0, 1]; those beyond the ends fall into the first and the last."""
-    return int(bins_of(np.array([score]))[0])
+    inside = min(max(score, 2e-9), 1 - 2e-9)  # without numpy: this runs for every token
+    place = floor((log(inside) - log1p(-inside) - LOWEST) / (HIGHEST - LOWEST) * BINS)
+    return min(max(place, 0), BINS - 1)
 
 
 def bins_of(scores: Floats) -> NDArray[np.int64]:

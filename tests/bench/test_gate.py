@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,9 @@ def test_counts_by_bin() -> None:
     at = bin_of(float(first.scores[3, 0]))
     assert counts.seen[0, at] == sum(bin_of(float(score)) == at for score in first.scores[:, 0])
     assert counts.wrong[0].sum() == (~first.agreed).sum()
-    assert counts.at(0, np.arange(5)) == (1.0, sum((~one.agreed).sum() for one in recorded) / 100)
+    curve = counts.curve(np.arange(5))
+    assert curve[:, 0].tolist() == [1.0, sum((~one.agreed).sum() for one in recorded) / 100]
+    assert curve[:, BINS].tolist() == [0, 0]
 
 
 def test_a_learnt_threshold_keeps_its_budget_and_most_of_hindsight() -> None:
@@ -65,15 +69,11 @@ def test_a_gate_that_promises_too_much_is_seen(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_shift_is_noticed_and_its_absence_is_not() -> None:
     calm = requests(600, families=("add", "subtract"))
-    code = [Recorded(Question(CODE, "c", None), *fields) for fields in _fields(requests(100, wrong=3.0, seed=1))]
+    code = [replace(one, question=Question(CODE, "c", None)) for one in requests(100, wrong=3.0, seed=1)]
     found = shift_figures(calm + code, columns(calm + code), 0.02, runs=10)
     assert (found["noticed"], found["false_alarms"]) == (10, 0)
     assert found["audits_most"] < 60
     assert found["disagreement_on_code"] > 0.04
-
-
-def _fields(recorded: list[Recorded]) -> list[tuple[object, ...]]:
-    return [(one.prompt, one.text, one.scores, one.agreed, one.right) for one in recorded]
 
 
 def test_families_take_turns() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.edge_agent.calibration import (
@@ -27,6 +27,7 @@ def learnt(labels: list[tuple[float, bool, float]]) -> Calibration:
 
 
 @given(LABELS)
+@settings(max_examples=40)
 def test_acceptance_is_a_probability_and_rises_with_the_score(labels: list[tuple[float, bool, float]]) -> None:
     curve = [learnt(labels).acceptance(lower_edge(at)) for at in range(BINS)]
     assert all(0 < one < 1 for one in curve)

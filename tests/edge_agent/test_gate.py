@@ -103,8 +103,8 @@ def test_it_commits_sure_tokens_in_front_and_has_the_unsure_run_verified(scores:
     commit, verify = gate.split(scores)
     assert all(gate.sure(score) for score in scores[:commit])
     assert not any(gate.sure(score) for score in scores[commit : commit + verify])
-    assert commit + verify == len(scores) or gate.sure(scores[commit + verify])
-    assert commit + verify > 0 or not scores
+    assert all(gate.sure(score) for score in scores[commit + verify :][:1])
+    assert (commit + verify > 0) == bool(scores)
 
 
 # --- the watch -----------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def stream(rate: float, tokens: int, seed: int) -> list[Labelled]:
 @pytest.mark.parametrize("budget", [0.005, 0.02])
 def test_the_watch_sees_three_times_the_budget_and_lets_half_of_it_pass(budget: float) -> None:
     noticed = []
-    for seed in range(30):
+    for seed in range(12):
         watch = Watch(budget)
         watch.observe(stream(budget / 2, int(40 / budget), seed))
         assert not watch.alarmed
@@ -140,7 +140,7 @@ def test_what_the_cloud_wrote_does_not_count() -> None:
 def test_suspicion_comes_before_the_alarm_and_audits_everything() -> None:
     gate = Gate(GOOD, 0.02)
     assert gate.audit_share(0.05) == 0.05
-    seen = []
+    seen: list[float] = []
     while not gate.watch.alarmed:
         gate.watch.observe(stream(0.3, 5, len(seen)))
         seen.append(gate.audit_share(0.05))

@@ -37,17 +37,24 @@ class Cloud:
     scoring: bool = True
     agent: str = "edge1"
     boot: str = "boot1"
-    jobs: list[VerifyJob] = field(default_factory=list)
-    audits: list[ScoreJob] = field(default_factory=list)
+    asked: list[VerifyJob | ScoreJob] = field(default_factory=list)
     notes: list[Message] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     generation: Generation | None = None
+
+    @property
+    def jobs(self) -> list[VerifyJob]:
+        return [job for job in self.asked if isinstance(job, VerifyJob)]
+
+    @property
+    def audits(self) -> list[ScoreJob]:
+        return [job for job in self.asked if isinstance(job, ScoreJob)]
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         if self.away:
             raise BrokerUnreachable("away")
         if isinstance(message, VerifyJob | ScoreJob):
-            (self.jobs if isinstance(message, VerifyJob) else self.audits).append(message)  # type: ignore[attr-defined]
+            self.asked.append(message)
             assert self.generation
             for reply in self.serve(message):
                 self.generation.inbox.put_nowait(reply)
