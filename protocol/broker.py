@@ -1,4 +1,4 @@
-"""The edge's side of the broker: one XADD to publish, one blocking connection to read replies.
+"""The edge's side of the broker: one XADD to publish, one blocking connection to read replies; neither waits its turn.
 
 `ingress.py` is the worker's side of the same streams, `shell.py` that of who submits prompts. All are thin: a method
 says which commands it sends, and Redis' errors become ours. Knows messages and keys; nothing of sessions or engines.

@@ -9,7 +9,7 @@
     pf:<target>:jobs:<tenant>:any           stream  JOBS_TTL_MS   agents add, any worker takes; renewed by beats
     pf:<target>:jobs:<tenant>:<worker>      stream  JOBS_TTL_MS   agents add, that worker takes (a peer if dead)
     pf:<target>:dlq                         stream  DLQ_TTL_MS    workers: jobs given up after DELIVERIES_MAX tries
-    pf:rep:<tenant>:<agent>                 stream  REPLY_TTL_MS  workers add, that agent reads
+    pf:rep:<tenant>:<agent>                 stream  REPLY_TTL_MS  workers add, that agent reads; one group per boot
     pf:agents:<tenant>                      zset    JOBS_TTL_MS   agents: name -> last beat in Redis ms
     pf:a:<tenant>:<agent>                   hash    BEAT_TTL_MS   that agent's beat (text, for people)
     pf:prompts:<tenant>                     stream  JOBS_TTL_MS   shells add, any agent takes; renewed by agents' beats
