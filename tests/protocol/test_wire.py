@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import redis.exceptions as rx
@@ -124,10 +123,8 @@ async def test_a_server_that_says_nothing_costs_every_call_its_time_once() -> No
 
 
 @pytest.fixture
-async def lane(redis: Redis) -> AsyncIterator[Lane]:
-    found = Lane(redis, seconds=5.0)
-    yield found
-    await found.close()
+def lane(redis: Redis) -> Lane:
+    return Lane(redis, seconds=5.0)
 
 
 async def test_commands_of_a_lane_leave_in_order_on_one_connection(lane: Lane, redis: Redis) -> None:
@@ -142,7 +139,7 @@ async def test_a_command_that_blocks_is_followed_by_the_next_without_asking(lane
     await redis.xgroup_create("pf:s", "g", id="0", mkstream=True)
     await redis.pexpire("pf:s", 10_000)
     read = ("XREADGROUP", "GROUP", "g", "c", "BLOCK", 5000, "NOACK", "STREAMS", "pf:s", ">")
-    first, second = await lane.send(*read), await lane.send(*read)
+    first, second = asyncio.create_task(lane.call(*read)), asyncio.create_task(lane.call(*read))
     await wait_until(lambda: blocked(redis), "the first read to block")
     for value in ("1", "2"):
         await redis.xadd("pf:s", {"a": value})
@@ -180,4 +177,3 @@ async def test_a_lane_whose_redis_says_nothing_times_out_and_goes_on(redis: Redi
     with pytest.raises(rx.TimeoutError, match="no answer within 0.1 s"):
         await lane.call("BLPOP", "pf:nothing", 0)
     assert await lane.call("PING") == b"PONG"
-    await lane.close()
