@@ -270,6 +270,8 @@ class Generation:
         tokens = self._apply_arrived()
         room = self._draft_room()
         batch = self.plan.unsent(self.session.flying)[:room]
+        if dry and not batch and not tokens and self.session.flight:
+            return await self._wait()  # the drafter has no more to give, such as a full context
         ended = bool(self.task.stop_ids.intersection(batch))
         due = ended or self.plan.due(self.session.flying, room) if batch else dry and not self.session.flight
         if due and self.session.room() and not self._pausing:
