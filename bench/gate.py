@@ -186,4 +186,6 @@ def targets(replayed: dict[str, Any], live: dict[str, Any]) -> list[Target]:
         found.append(target("accuracy_ratio_at_0.005", strict["accuracy"] / baseline["accuracy"], "", ">= 0.98"))
     worst = max(one["passed_share"] for one in replayed["splits"].values())
     enough = all(one["splits"] >= 300 for one in replayed["splits"].values())
+    shift = replayed["shift"]
+    found.append(target("shift_noticed_within", shift["audits_p90"], "audits", "<= 100", enough=shift["harmful"] >= 20))
     return [*found, target("budget_passed", worst, "of splits", f"<= {1 - CONFIDENCE:.2f}", enough=enough)]
