@@ -38,9 +38,9 @@ TOKENS_ENOUGH = 5_000
 class Sizes:
     """Requests of each part, and random splits."""
 
-    calibration: int = 500
+    calibration: int = 400
     evaluation: int = 400
-    live: int = 100
+    live: int = 60
     splits: int = 300
     live_budgets: tuple[float, ...] = BUDGETS
 
@@ -114,13 +114,9 @@ def record(learnt: Sequence[Question], asked: Sequence[Question], temperature: f
     from pilotfish.cache.llama_context import LlamaModel
     from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
     from pilotfish.demo import pair
-    from pilotfish.protocol import cores
 
     every = strategies()
-    threads = min(4, len(cores.available()))
-    verifier = LlamaCppVerifier(
-        pair.target_gguf(), context=CONTEXT, draft_max=1, max_sessions=SESSIONS, threads=threads
-    )
+    verifier = LlamaCppVerifier(pair.target_gguf(), context=CONTEXT, draft_max=1, max_sessions=SESSIONS, threads=1)
     draft = LlamaModel(pair.draft_gguf())
     recorder = Recorder(verifier, draft, list(every.values()))
     try:
