@@ -38,9 +38,9 @@ TOKENS_ENOUGH = 5_000
 class Sizes:
     """Requests of each part, and random splits."""
 
-    calibration: int = 500
+    calibration: int = 400
     evaluation: int = 400
-    live: int = 100
+    live: int = 60
     splits: int = 300
     live_budgets: tuple[float, ...] = BUDGETS
 
@@ -114,13 +114,9 @@ def record(learnt: Sequence[Question], asked: Sequence[Question], temperature: f
     from pilotfish.cache.llama_context import LlamaModel
     from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
     from pilotfish.demo import pair
-    from pilotfish.protocol import cores
 
     every = strategies()
-    threads = min(4, len(cores.available()))
-    verifier = LlamaCppVerifier(
-        pair.target_gguf(), context=CONTEXT, draft_max=1, max_sessions=SESSIONS, threads=threads
-    )
+    verifier = LlamaCppVerifier(pair.target_gguf(), context=CONTEXT, draft_max=1, max_sessions=SESSIONS, threads=1)
     draft = LlamaModel(pair.draft_gguf())
     recorder = Recorder(verifier, draft, list(every.values()))
     try:
@@ -186,4 +182,6 @@ def targets(replayed: dict[str, Any], live: dict[str, Any]) -> list[Target]:
         found.append(target("accuracy_ratio_at_0.005", strict["accuracy"] / baseline["accuracy"], "", ">= 0.98"))
     worst = max(one["passed_share"] for one in replayed["splits"].values())
     enough = all(one["splits"] >= 300 for one in replayed["splits"].values())
+    shift = replayed["shift"]
+    found.append(target("shift_noticed_within", shift["audits_p90"], "audits", "<= 100", enough=shift["harmful"] >= 20))
     return [*found, target("budget_passed", worst, "of splits", f"<= {1 - CONFIDENCE:.2f}", enough=enough)]

@@ -23,7 +23,7 @@ from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol.messages import Sampling
 from pilotfish.protocol.sampling import draw
 
-CONTEXT, SESSIONS = 512, 8
+CONTEXT, SESSIONS = 512, 16
 TASK_TOKENS, CODE_TOKENS = 72, 64
 CODE = "code"
 SEED = 40_000

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from pilotfish.bench.gate_record import CODE, Recorded
 from pilotfish.edge_agent.calibration import BINS, Calibration, bins_of, brier, ece, reliability
-from pilotfish.edge_agent.gate import Evidence, Labelled, Watch, threshold, upper_bound
+from pilotfish.edge_agent.gate import Evidence, Labelled, Watch, bound_from, from_above, threshold
 
 BUDGETS = (0.005, 0.01, 0.02, 0.05)
+AUDITS_MOST = 400
 SHIFT_FROM = frozenset({"add", "subtract", "running_sum", "times"})
 
 
@@ -40,14 +41,14 @@ class Counted:
     def evidence(self, chosen: NDArray[np.int64]) -> Evidence:
         """What a gate has learnt from some of them."""
         seen, wrong = self.seen[chosen].sum(0).astype(float), self.wrong[chosen].sum(0).astype(float)
-        return Evidence(seen, wrong, np.array([float(len(chosen))]))
+        squared = (from_above(self.wrong[chosen].astype(float)) ** 2).sum(0)
+        return Evidence(seen, wrong, squared, np.array([float(len(chosen))]))
 
     def curve(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         """(unverified share, disagreement) on some of them by threshold: [2, BINS + 1]; the last commits nothing."""
         tokens = self.seen[chosen].sum()
         sums = np.array([self.seen[chosen].sum(0), self.wrong[chosen].sum(0)])
-        above = np.cumsum(sums[:, ::-1], axis=1)[:, ::-1] / tokens
-        return np.column_stack([above, np.zeros(2)])
+        return np.column_stack([from_above(sums / tokens), np.zeros(2)])
 
 
 def hindsight(scores: NDArray[np.float64], agreed: NDArray[np.bool_], budget: float) -> float:
@@ -71,7 +72,7 @@ def budget_figures(
     return {
         "unverified_share": share, "disagreement": disagreement, "hindsight_share": best,
         "share_of_hindsight": share / best if best else None,
-        "bound_when_learnt": upper_bound(evidence.wrong_from(bin), evidence.tokens),
+        "bound_when_learnt": bound_from(evidence, bin),
     }  # fmt: skip
 
 
@@ -114,24 +115,29 @@ def calibration_figures(
 def shift_figures(
     requests: Sequence[Recorded], scores: Sequence[NDArray[np.float64]], budget: float, runs: int = 50
 ) -> dict[str, Any]:
-    """Learnt on half of the arithmetic; then audits of the other half, then of code: how many until the alarm."""
+    """Learnt on half of the arithmetic; then audits of the other half, then of code: how many until the alarm.
+
+    Where the budget holds on code too there is nothing to notice: `harmful` counts the runs in which it does not.
+    """
     before = np.array([i for i, one in enumerate(requests) if one.question.family in SHIFT_FROM])
     after = np.array([i for i, one in enumerate(requests) if one.question.family == CODE])
     counts, rng = Counted.of(requests, scores), np.random.default_rng(2)
-    needed, false, harm = [], 0, []
+    needed, false, harm = list[int | None](), 0, list[float]()
     for _ in range(runs):
         order = rng.permutation(before)
         bin = threshold(counts.evidence(order[: len(order) // 2]), budget)
         watch = Watch(budget)
         watch.observe(token for i in order[len(order) // 2 :] for token in _audited(requests[i], scores[i], bin))
         false += watch.alarmed
-        harm.append(counts.curve(after)[1, bin])
-        needed.append(_audits_until(watch, requests, scores, bin, rng.permutation(after)))
+        harm.append(float(counts.curve(after)[1, bin]))
+        if harm[-1] > budget:
+            needed.append(_audits_until(watch, requests, scores, bin, rng.choice(after, AUDITS_MOST)))
     found = [one for one in needed if one is not None]
     return {
         "learnt_from_requests": len(before) // 2, "audited_before": len(before) - len(before) // 2,
-        "false_alarms": false, "runs": runs, "disagreement_on_code": float(np.mean(harm)), "noticed": len(found),
-        "audits_median": float(np.median(found)) if found else None, "audits_most": max(found, default=None),
+        "false_alarms": false, "runs": runs, "disagreement_on_code": float(np.mean(harm)), "harmful": len(needed),
+        "noticed": len(found), "audits_median": float(np.median(found)) if found else None,
+        "audits_p90": float(np.quantile(found, 0.9)) if found else None, "audits_most": max(found, default=None),
     }  # fmt: skip
 
 

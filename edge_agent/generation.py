@@ -45,6 +45,7 @@ from pilotfish.protocol.messages import (
     Privacy,
     Refusal,
     Sampling,
+    ScoreJob,
     Scores,
     Summary,
     Verdict,
@@ -206,7 +207,7 @@ class Generation:
         by_chance = self.gate is None or self._audit is not None  # not because it turned out to be hard
         whole = by_chance and self.ledger.complete and not self.was_degraded
         weight = 1 / self._audit.share if self._audit else 1.0
-        return Lesson(self.ledger.labels(), whole, weight, self.gate.budget if self._audit and self.gate else None)
+        return Lesson(self.ledger.labels(), whole, weight, self.gate.budget if whole and self.gate else None)
 
     def _note(self, tokens: list[Committed]) -> None:
         self._first_token = self._first_token or self._clock()
@@ -516,14 +517,21 @@ class Generation:
             )  # fmt: skip
             audit.jobs += 1
             await self.broker.publish(self.target.id, self.worker, job)
-            while not isinstance(message := await self.inbox.get(), Scores | Refusal) or message.round != job.round:
-                continue
+            message = await self._reply_to(job)
             if isinstance(message, Scores):
                 self._apply(message)
                 self.worker = message.worker
                 audit.take(message, job)
                 return
             self.worker = message.worker
+
+    async def _reply_to(self, job: ScoreJob) -> Scores | Refusal:
+        """What is said of this audit; late verdicts are passed over."""
+        while True:
+            message = await self.inbox.get()
+            about = (message.session, message.round)
+            if not isinstance(message, Verdict) and about == (job.session, job.round):
+                return message
 
     async def _say_goodbye(self) -> None:
         """The session is over: the worker may stop and forget it. Best effort, nothing depends on it."""

@@ -19,6 +19,8 @@ from pilotfish.protocol.messages import Sampling
 
 log = logging.getLogger("pilotfish.learning")
 
+GATES_MOST = 64  # budgets at a time: every request may bring its own
+
 
 @dataclass(slots=True)
 class Lesson:
@@ -48,6 +50,8 @@ class Learned:
     def gate(self, budget: float) -> Gate:
         """The gate of a budget; all share the evidence."""
         if budget not in self.gates:
+            while len(self.gates) >= GATES_MOST:
+                self.gates.pop(next(iter(self.gates)))
             self.gates[budget] = Gate(self.evidence, budget)
         return self.gates[budget]
 

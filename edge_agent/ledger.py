@@ -33,8 +33,7 @@ class Ledger:
 
     def drafted(self, base: int, ids: Sequence[int], scores: Sequence[float]) -> None:
         """The draft goes on from `base` with these ids; what was proposed there before is forgotten."""
-        for place in [place for place in self.proposals if place >= base]:
-            del self.proposals[place]
+        self._forget(base)
         for offset, (token, score) in enumerate(zip(ids, scores, strict=False)):  # no score, no label
             self.proposals[base + offset] = Proposal(token, score)
 
@@ -47,13 +46,18 @@ class Ledger:
             elif found:
                 found.agreed = found.id == token.id
             if found and found.id != token.id:
-                self.proposals = {place: one for place, one in self.proposals.items() if place <= self.end}
+                self._forget(self.end + 1)
             self.end += 1
+
+    def _forget(self, place: int) -> None:
+        """What was proposed from here on; proposals beyond the committed end leave no gaps."""
+        while self.proposals.pop(place, None):
+            place += 1
 
     def skip(self, count: int) -> None:
         """Tokens that were committed without a decision; they take no part in what is learnt."""
+        self._forget(self.end)
         self.end += count
-        self.proposals = {place: one for place, one in self.proposals.items() if place < self.end - count}
 
     def unscored(self, longest: int) -> list[tuple[int, int]]:
         """Spans [start, end) of at most `longest` positions that hold every local token without a label."""

@@ -44,7 +44,7 @@ def test_counts_by_bin() -> None:
     assert counts.seen[0, at] == sum(bin_of(float(score)) == at for score in first.scores[:, 0])
     assert counts.wrong[0].sum() == (~first.agreed).sum()
     curve = counts.curve(np.arange(5))
-    assert curve[:, 0].tolist() == [1.0, sum((~one.agreed).sum() for one in recorded) / 100]
+    assert curve[:, 0] == pytest.approx([1.0, sum((~one.agreed).sum() for one in recorded) / 100])
     assert curve[:, BINS].tolist() == [0, 0]
 
 
@@ -71,7 +71,7 @@ def test_a_shift_is_noticed_and_its_absence_is_not() -> None:
     calm = requests(600, families=("add", "subtract"))
     code = [replace(one, question=Question(CODE, "c", None)) for one in requests(100, wrong=3.0, seed=1)]
     found = shift_figures(calm + code, columns(calm + code), 0.02, runs=10)
-    assert (found["noticed"], found["false_alarms"]) == (10, 0)
+    assert (found["harmful"], found["noticed"], found["false_alarms"]) == (10, 10, 0)
     assert found["audits_most"] < 60
     assert found["disagreement_on_code"] > 0.04
 
@@ -88,10 +88,12 @@ def test_the_targets_are_those_of_the_design() -> None:
     replayed = {
         "tokens": {"asked": 9000},
         "budgets": {"0.02": {"share_of_hindsight": 0.95}},
+        "shift": {"audits_p90": 20.0, "harmful": 30},
         "splits": {"0.02": {"passed_share": 0.01, "splits": 300}},
     }
     found = gate.targets(replayed, {"cloud_only": live, "gated 0.02": live, "gated 0.005": live})
     assert {one.name: one.met for one in found} == {
         "unverified_share": True, "never_sent_share": True, "share_of_hindsight": True, "disagreement": True,
         "accuracy_ratio": None, "accuracy_ratio_at_0.005": True, "budget_passed": True,
+        "shift_noticed_within": True,
     }  # fmt: skip

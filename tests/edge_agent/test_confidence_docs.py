@@ -46,4 +46,5 @@ def test_a_strategy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_names_every_strategy() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert all(f"`{name}`" in text for name in (*(kind.name for kind in confidence.BUILT_IN), confidence.Ensemble.name))
+    names = [kind.name for kind in confidence.BUILT_IN] + [confidence.Ensemble.name]
+    assert all(f"`{name}`" in text for name in names)

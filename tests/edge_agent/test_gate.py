@@ -14,6 +14,7 @@ from pilotfish.edge_agent.gate import (
     Gate,
     Labelled,
     Watch,
+    bound_from,
     budget_for,
     expect,
     log_wealth,
@@ -85,6 +86,19 @@ def test_an_open_gate_has_evidence_for_its_budget(budget: float, groups: list[tu
         assert found.tokens == 0 or upper_bound(found.wrong_from(at - 1), found.tokens) > budget - 1e-9
 
 
+def test_errors_that_come_in_clusters_take_more_evidence() -> None:
+    """Ten requests of a hundred hold all the errors: other requests will hold more, or fewer."""
+    even, clustered = Evidence(), Evidence()
+    for number in range(100):
+        even.observe([Labelled(0.9, at > 0) for at in range(100)])
+        clustered.observe([Labelled(0.9, number % 10 > 0 or at > 9) for at in range(100)])
+    assert even.tokens == clustered.tokens
+    assert even.wrong_from(0) == clustered.wrong_from(0) == 100
+    assert even.dispersion(0) == 1
+    assert clustered.dispersion(0) == pytest.approx(9)
+    assert bound_from(even, 0) < 0.014 < bound_from(clustered, 0)
+
+
 def test_without_evidence_it_is_shut() -> None:
     gate = Gate(Evidence(), 0.02)
     assert not gate.open
@@ -123,7 +137,7 @@ def test_the_watch_sees_three_times_the_budget_and_lets_half_of_it_pass(budget: 
         watch.observe(stream(budget / 2, int(40 / budget), seed))
         assert not watch.alarmed
         tokens = 0
-        while tokens < 60 / budget and not watch.alarmed:
+        while watch.level < watch.limit and tokens < 60 / budget:
             watch.observe(stream(3 * budget, 20, 1000 * seed + tokens))
             tokens += 20
         noticed.append(tokens)
