@@ -44,7 +44,7 @@ class Start:
 
     def __init__(self, router: Router, prefix: int, predicted: int = -1, tokens: int = 0) -> None:
         self._router, self.prefix, self.predicted, self.tokens = router, prefix, predicted, tokens
-        self._open = True
+        self.evicted_before, self._open = router.feed.evicted, True
         router.begin(self)
 
     def answered(self, cached: int, rows: int) -> None:
@@ -185,7 +185,10 @@ class Router:
         log.debug("of %d tokens %d were predicted to be cached, %d were", start.prefix, start.predicted, cached)
         self.counts["predicted"] += 1
         self.counts["predicted_equal"] += start.predicted == cached
-        self.feed.judge(start.predicted, cached)
+        own = (start.prefix - cached) // self.block_size + 1  # blocks that had to go to make room for this very prefix
+        others = self.feed.evicted - start.evicted_before - own
+        excused = others >= (start.predicted - cached) // self.block_size
+        self.feed.judge(start.predicted, cached, excused=excused)
 
     @property
     def takes_more(self) -> bool:
