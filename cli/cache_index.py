@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pilotfish.cli.options import BROKER, AsJson, Help, takes
+from pilotfish.cli.options import BROKER, AsJson, takes
 
 if TYPE_CHECKING:
     from pilotfish.cli.cloud_inspection import Indexed, Warmth
     from pilotfish.protocol.settings import Settings
 
-app = typer.Typer(help="Look at the KV cache of the cloud.", no_args_is_help=True)
 
-
-@app.callback()
-def _cache(help: Help = False) -> None: ...
-
-
-@app.command()
 @takes(*BROKER, "target")
 def index(settings: Settings, as_json: AsJson = False) -> None:
     """List what each worker holds: blocks, prefill rate, tokens queued, predictions that came true."""
@@ -40,7 +33,6 @@ def index(settings: Settings, as_json: AsJson = False) -> None:
         print("nobody keeps an index: no worker runs, none has a prefix cache, or --routing is off")
 
 
-@app.command()
 @takes(*BROKER, "target", "cache_key", "draft_model")
 def lookup(
     settings: Settings,
@@ -65,7 +57,6 @@ def lookup(
         print("nobody keeps an index: no worker runs, none has a prefix cache, or --routing is off")
 
 
-@app.command()
 @takes(*BROKER, "target")
 def forget(settings: Settings, worker: Annotated[str, typer.Argument(help="As `cache index` names it.")]) -> None:
     """Drop a worker's part of the index; it tells it again with its next beat. Its own cache stays."""
@@ -99,3 +90,9 @@ async def _forget(settings: Settings, worker: str) -> None:
 
     async with requests.shell(settings) as broker:
         await cloud_inspection.forget(broker.redis, settings.target or "", worker)
+
+
+def join(app: typer.Typer) -> None:
+    """Make these commands part of a group."""
+    for command in (index, lookup, forget):
+        app.command()(command)

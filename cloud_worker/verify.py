@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
+from pilotfish.cloud_worker.row_price import RowPrice
 from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
@@ -96,6 +97,7 @@ class Verification:
     ) -> None:
         self.engine, self.worker, self.credit, self.salt = engine, worker, credit, salt
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
+        self.price = RowPrice()
         self.counts = {"verified": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
 
     async def handle(self, ticket: Ticket, answer: Answer) -> None:
@@ -188,8 +190,10 @@ class Verification:
             async with aclosing(coalesced(self.engine.stream(request), COALESCE_SECONDS)) as events:
                 async for event in events:
                     now = clock()
-                    if ticket.start and seq == 0:
-                        ticket.start.answered(event.cached, event.rows)
+                    if seq == 0:
+                        self.price.add(event.rows, len(request.draft), 1000 * (now - since))
+                        if ticket.start:
+                            ticket.start.answered(event.cached, event.rows)
                     verdict = self._verdict(ticket, history, event, seq, now - since)
                     since = now
                     await answer(verdict, event.done)
@@ -229,6 +233,7 @@ class Verification:
             rows=event.rows,
             steps=event.steps,
             cached=event.cached,
+            row_ms=round(self.price.ms, 4),
         )
 
     def _count(self, ticket: Ticket, event: VerifyEvent, seq: int, engine_seconds: float) -> None:

@@ -16,6 +16,10 @@
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
     edge    pilotfish_degraded_total                      -            generations that went on without the cloud
+    edge    pilotfish_edge_cache_lookups_total            outcome      drafts that began without their KV: hit, miss
+    edge    pilotfish_edge_cache_saved_tokens_total       -            tokens restored instead of computed
+    edge    pilotfish_edge_cache_evictions_total          -            saved states dropped for room in memory
+    edge    pilotfish_edge_cache_bytes                    -            memory of the saved states
 
 Counting is in process and free of I/O; who serves the page is not known here.
 """
@@ -24,7 +28,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY: Final = CollectorRegistry()
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -51,3 +55,11 @@ VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them
 RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
 GENERATIONS: Final = Counter("pilotfish_generations", "Generations by outcome", ["outcome"], registry=REGISTRY)
 DEGRADED: Final = Counter("pilotfish_degraded", "Generations that went on without the cloud", registry=REGISTRY)
+LOOKUPS: Final = Counter(
+    "pilotfish_edge_cache_lookups", "Drafts that began without their KV", ["outcome"], registry=REGISTRY
+)
+SAVED_TOKENS: Final = Counter(
+    "pilotfish_edge_cache_saved_tokens", "Tokens restored instead of computed", registry=REGISTRY
+)
+EVICTIONS: Final = Counter("pilotfish_edge_cache_evictions", "Saved states dropped for room", registry=REGISTRY)
+CACHE_BYTES: Final = Gauge("pilotfish_edge_cache_bytes", "Memory of the saved states", registry=REGISTRY)

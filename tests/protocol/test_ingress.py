@@ -115,6 +115,8 @@ async def test_a_worker_buried_alive_while_it_waits_opens_its_streams_again(redi
     await wait_until(lambda: _blocked(redis), "the worker to wait")
     await redis.delete(blocked)
     assert await waiting == []
+    if not await redis.exists(blocked):  # before Redis 7 this wakes nobody: the next pick-up finds out
+        assert await ingress.pick_up(10, 10) == []
     assert await redis.exists(blocked)
 
 
