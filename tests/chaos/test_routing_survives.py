@@ -26,7 +26,7 @@ from pilotfish.protocol.messages import Sampling
 BLOCK = 16
 CACHING = f"kv_blocks=2000,block_size={BLOCK}"
 PREFIX = [n % 251 for n in range(10 * BLOCK)]
-KILLS = int(os.environ.get("PILOTFISH_KILLS", "20"))  # 200 at night
+KILLS = int(os.environ.get("NIGHTLY_KILLS", "20"))  # 200 at night
 BATCH = 10
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from rigs import BOOT, TARGET, draws, heard, job, worker
+from rigs import BOOT, TARGET, draws, engine_child, heard, job, worker
 
 from helpers import wait_until
 from pilotfish.cache.block_hash import block_hashes, short
@@ -230,6 +232,35 @@ async def test_a_flushed_redis_has_the_index_back_with_the_next_beat(redis: Redi
 
         await wait_until(open_again, "the streams to be back")
         assert (await edge.ask([*SYSTEM, 2])).cached == len(SYSTEM)
+
+
+async def test_a_dead_engine_takes_its_blocks_out_of_the_index(redis: Redis, redis_url: str) -> None:
+    async with worker(redis_url, "w1", CACHING):
+        await Edge(redis).ask([*SYSTEM, 1])
+        index = PrefixIndex(redis, TARGET)
+        await wait_until(lambda: _holds(index, 10), "w1 to tell what it holds")
+        os.kill(engine_child(), signal.SIGKILL)
+        await wait_until(lambda: _holds(index, 0), "w1 to tell that it holds nothing", 3.0)
+
+
+async def test_a_job_is_passed_on_twice_at_most(redis: Redis, redis_url: str) -> None:
+    """It was passed on twice, and both died: whoever takes it over keeps it, however warm another is."""
+    front, gone = Ingress(redis, TARGET, "front"), Ingress(redis, TARGET, "gone")
+    for each in (front, gone):
+        await each.open()
+    async with worker(redis_url, "w1", CACHING):
+        edge = Edge(redis)
+        await edge.ask([*SYSTEM, 1])
+        sent = await edge.send([*SYSTEM, 2], "front")
+        (delivery,) = await front.pick_up(30, 10)
+        assert await front.pass_on(delivery, "gone")
+        (delivery,) = await gone.pick_up(30, 10)
+        assert await gone.pass_on(delivery, "front")
+        async with worker(redis_url, "w2", CACHING):
+            await redis.zadd(keys.workers(TARGET), {"front": 0})
+            assert (await edge.answer(sent)).worker in ("w1", "w2")
+            found = await counted(redis, "verified", 2, "w1", "w2")
+    assert found["passed_on"] == 0
 
 
 async def _holds(index: PrefixIndex, blocks: int) -> bool:
