@@ -203,6 +203,7 @@ class Verification:
             digest=history.digest(base),
             draws=tuple(event.draws),
             accepted=event.accepted,
+            logprobs=tuple(event.logprobs),
             worker=self.worker,
             credit=self.credit(),
             queue_ms=max(0.0, float(ticket.age_ms)),
@@ -255,6 +256,7 @@ def _request(ticket: Ticket, known: Known) -> VerifyRequest:
         sampling=job.sampling,
         continue_tokens=job.continue_tokens,
         stop_ids=job.stop_ids,
+        logprobs=job.logprobs,
     )
 
 
@@ -286,4 +288,5 @@ def _merge(first: VerifyEvent, then: VerifyEvent) -> VerifyEvent:
         steps=first.steps + then.steps,
         cached=first.cached,
         done=then.done,
+        logprobs=first.logprobs + then.logprobs,
     )

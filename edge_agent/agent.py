@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pilotfish.edge_agent.drafters.base import Draft, Drafter
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import DraftFn, Generation, Task
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
 from pilotfish.protocol import keys
@@ -35,6 +35,7 @@ from pilotfish.protocol.messages import (
 
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")
+OnDraft = Callable[[int, Draft], None]  # (position of its first id in the sequence, draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +109,21 @@ class Agent:
         ids = await self._on_thread(lambda: self.tokenizer.encode(text, chat=chat))
         if not ids:
             raise EmptyPrompt("the prompt has no tokens: give some text")
-        room = min([self.drafter.info.context, *([self.target.context] if self.target else [])])
-        if len(ids) + max_tokens + 1 > room:
+        if len(ids) + max_tokens + 1 > self.context:
             raise PromptTooLong(
-                f"the prompt's {len(ids)} tokens and {max_tokens} for the answer exceed the context of {room}: "
+                f"the prompt's {len(ids)} tokens and {max_tokens} for the answer exceed the context of {self.context}: "
                 f"shorten it or lower --max-tokens"
             )
         return tuple(ids)
 
-    def open(self, task: Task) -> Generation:
-        """A generation of this agent; run it, then `close` it."""
-        generation = Generation(task, self._draft, self.broker, self.target, self.vocab_size)
+    @property
+    def context(self) -> int:
+        """Longest prompt and answer together, in tokens: the shorter of draft and target."""
+        return min([self.drafter.info.context, *([self.target.context] if self.target else [])])
+
+    def open(self, task: Task, on_draft: OnDraft | None = None) -> Generation:
+        """A generation of this agent; run it, then `close` it. `on_draft` sees what is drafted before it is judged."""
+        generation = Generation(task, self._drafting(on_draft), self.broker, self.target, self.vocab_size)
         self.generations[generation.session.id] = generation
         return generation
 
@@ -136,6 +141,17 @@ class Agent:
         self, session: str, ids: Sequence[int], count: int, sampling: Sampling, stop_ids: frozenset[int]
     ) -> Draft:
         return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids))
+
+    def _drafting(self, on_draft: OnDraft | None) -> DraftFn:
+        if on_draft is None:
+            return self._draft
+
+        async def draft(session: str, ids: Sequence[int], *how: Any) -> Draft:
+            drafted = await self._draft(session, ids, *how)
+            on_draft(len(ids), drafted)
+            return drafted
+
+        return draft
 
     async def _on_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -63,6 +63,7 @@ class Task:
     resends: int = 2
     round_timeout_ms: int = 5_000
     deadline_ms: int = 120_000
+    logprobs: bool = False  # have the target's log-probability of each token come with it
 
 
 class Generation:
@@ -110,9 +111,9 @@ class Generation:
             self._count(outcome)
             await self._say_goodbye()
 
-    def cancel(self) -> None:
+    def cancel(self, reason: FinishReason = "cancelled") -> None:
         """Stop at the next chance, here and in the cloud."""
-        self.session.cancel()
+        self.session.cancel(reason)
         self.inbox.put_nowait(Refusal(code="cancelled", worker="edge"))
 
     @property
@@ -216,6 +217,8 @@ class Generation:
         assert self.target is not None
         left_ms = max(1, int((self._deadline - self._clock()) * 1000))
         job = self.session.job(flying, agent=self.broker.agent, boot=self.broker.boot, deadline_ms=left_ms)
+        if self.task.logprobs:
+            job = job.model_copy(update={"logprobs": True})
         try:
             await self.broker.publish(self.target.id, self.worker, job)
         except (NoWorker, BrokerError) as error:

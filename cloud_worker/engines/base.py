@@ -29,6 +29,7 @@ class EngineInfo:
     context: int  # tokens, prompt and answer together
     draft_max: int  # K_max: longest draft of one round
     model: str  # a name for people
+    logprobs: bool = False  # whether requests may ask for log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class VerifyRequest:
     sampling: Sampling = field(default_factory=Sampling)
     continue_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    logprobs: bool = False  # events tell the log-probability of each draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class VerifyEvent:
 
     `rows` are the positions computed for it since its last event (prefix tail and padding included), `steps` the
     forward passes it took part in, `cached` the prefix rows that were not computed again. `done` ends the request;
-    `error` (a sentence) ends it without draws.
+    `error` (a sentence) ends it without draws. `logprobs`, if asked for, has one entry per draw: log softmax of the
+    target's raw logits (temperature 1, no filters), which is what vLLM calls raw_logprobs.
     """
 
     request_id: str
@@ -65,6 +68,7 @@ class VerifyEvent:
     cached: int = 0
     done: bool = True
     error: str = ""
+    logprobs: list[float] = field(default_factory=list)
 
 
 def check_request(request: VerifyRequest, info: EngineInfo, running: Container[str]) -> None:
@@ -73,6 +77,8 @@ def check_request(request: VerifyRequest, info: EngineInfo, running: Container[s
     total = len(request.prefix) + drafted + 1 + request.continue_tokens
     if request.request_id in running:
         raise RequestRefused(f"Request {request.request_id} is already running; give each round its own id.")
+    if request.logprobs and not info.logprobs:
+        raise RequestRefused(f"The {info.engine} engine tells no log-probabilities; leave `logprobs` out.")
     if not request.prefix:
         raise RequestRefused("The prefix is empty; send at least one token.")
     if drafted > info.draft_max:

@@ -52,6 +52,11 @@ def fake_target(prefix_ids: Sequence[int], position: int, sampling: Sampling, vo
     return FakeTarget(prefix_ids, sampling, vocab).draw(position)
 
 
+def fake_logprob(token: int) -> float:
+    """The log-probability a FakeVerifier claims for a draw: any number will do that a test can foretell."""
+    return -(token + 1) / 256
+
+
 @dataclass(slots=True, eq=False)
 class _Round:
     request: VerifyRequest
@@ -75,7 +80,7 @@ class FakeVerifier(Verifier):
         fail_on: FailOn | None = None,
     ) -> None:
         mark = hashlib.sha256(f"fake 1 {vocab}".encode()).hexdigest()
-        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake")
+        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake", logprobs=True)
         self.passes = 0
         self._flip_rate, self._flip_seed = flip_rate, flip_seed
         self._step_ms, self._fail_on = step_ms, fail_on
@@ -146,6 +151,7 @@ class FakeVerifier(Verifier):
 
     def _emit(self, round_: _Round, draws: list[int], rows: int, cached: int) -> VerifyEvent:
         request = round_.request
+        logprobs = [fake_logprob(token) for token in draws] if request.logprobs else []
         round_.ids.extend(draws)
         self._remember(request.session, round_.ids)
         round_.left -= 0 if round_.first else 1
@@ -153,7 +159,7 @@ class FakeVerifier(Verifier):
         done = round_.left == 0 or any(t in request.stop_ids for t in draws)
         if done:
             del self._rounds[request.request_id]
-        return VerifyEvent(request.request_id, draws, len(draws) - 1, rows, 1, cached, done)
+        return VerifyEvent(request.request_id, draws, len(draws) - 1, rows, 1, cached, done, logprobs=logprobs)
 
     def _cached(self, request: VerifyRequest, ids: list[int]) -> int:
         held = self._resident.get(request.session, [])

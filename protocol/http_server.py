@@ -1,0 +1,73 @@
+"""uvicorn inside a process of ours: its event loop, our signals, our logs. The one owner of uvicorn.
+
+A connection that does not read is paused by uvicorn at 64 KiB, one that is idle is closed, and no more than
+CONNECTIONS are served at a time. Knows ASGI; nothing of routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from pilotfish.protocol.errors import SettingsError
+from pilotfish.protocol.http_guard import App, is_loopback
+
+CONNECTIONS = 512
+IDLE_SECONDS = 75
+GRACE_SECONDS = 2
+MESSAGE_BYTES = 1 << 20
+
+
+@asynccontextmanager
+async def serving(app: App, host: str, port: int, key: str | None) -> AsyncIterator[str]:
+    """Serve `app` for the block; gives its URL. Port 0 takes a free one. Raises SettingsError if that cannot be."""
+    if not key and not is_loopback(host):
+        raise SettingsError(
+            f"{host} can be reached from other machines, and there is no key: set PILOTFISH_API_KEY, or serve on 127.0.0.1"
+        )
+    listening = _listen(host, port)
+    server = _server(app)
+    running = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        while not server.started and not running.done():
+            await asyncio.sleep(0.005)
+        yield _url(host, listening.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await running
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot serve on {host} port {port} ({error.strerror}): choose another with --port"
+        ) from None
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _server(app: App) -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Signals are the business of whoever owns the process."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        app, loop="none", http="h11", ws="websockets-sansio", lifespan="off", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS, ws_max_size=MESSAGE_BYTES,
+    )  # fmt: skip
+    return Server(config)
