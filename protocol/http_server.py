@@ -19,6 +19,7 @@ CONNECTIONS = 512
 IDLE_SECONDS = 75
 GRACE_SECONDS = 2
 MESSAGE_BYTES = 1 << 20
+HANG_UP = "hang_up"  # in a scope's state: ends the connection at once
 
 
 @asynccontextmanager
@@ -57,6 +58,14 @@ def _url(host: str, port: int) -> str:
 
 def _server(app: App) -> Any:
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Http(H11Protocol):
+        """Hands the app a way to cut the line: closing it would wait for a client that does not read."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.app_state = {**self.app_state, HANG_UP: transport.abort}
 
     class Server(uvicorn.Server):
         """Signals are the business of whoever owns the process."""
@@ -66,7 +75,7 @@ def _server(app: App) -> Any:
             yield
 
     config = uvicorn.Config(
-        app, loop="none", http="h11", ws="websockets-sansio", lifespan="off", log_config=None, access_log=False,
+        app, loop="none", http=Http, ws="websockets-sansio", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS, ws_max_size=MESSAGE_BYTES,
     )  # fmt: skip

@@ -64,7 +64,7 @@ class _Asked(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
-    pilotfish: Wishes | None = None  # type: ignore[valid-type]  # made above, from the fields of Prompt
+    pilotfish: Wishes | None = None  # made above, from the fields of Prompt
 
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None

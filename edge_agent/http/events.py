@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
 
 from pilotfish.edge_agent.http.faults import Fault, fault
 from pilotfish.protocol.errors import PilotfishError
+from pilotfish.protocol.http_guard import Receive, Scope, Send
+from pilotfish.protocol.http_server import HANG_UP
 
 log = logging.getLogger("pilotfish.http")
 
 STALL_SECONDS = 30.0
 FIRST_SECONDS = 5.0  # how long the status may wait for the first event, so that an early failure has its own
 BEAT_SECONDS = 15.0  # a comment is sent where nothing else is, so that nothing between us takes the line for dead
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Stalled(Exception):
@@ -46,10 +43,9 @@ class Answer:
             for task in (speaking, leaving):
                 task.cancel()
             ended, _ = await asyncio.gather(speaking, leaving, return_exceptions=True)
-        if isinstance(ended, Stalled | OSError):
-            log.info("a client took nothing for %g s: hung up", STALL_SECONDS)
-            raise ended  # uvicorn closes a connection whose answer ended early
-        if isinstance(ended, Exception):
+        if isinstance(ended, Stalled):
+            await hang_up(scope)
+        elif isinstance(ended, Exception):
             raise ended
 
     async def _speak(self, send: Send) -> None:
@@ -63,6 +59,13 @@ class Answer:
             else:
                 await _start(send, 200, {"content-type": "application/json"})
                 await _put(send, body, more=False)
+
+
+async def hang_up(scope: Scope) -> None:
+    """Cut the line to a client that does not read."""
+    log.info("a client took nothing for %g s: hung up", STALL_SECONDS)
+    scope["state"][HANG_UP]()
+    await asyncio.sleep(0)  # uvicorn hears of it
 
 
 def sse(data: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,13 +11,11 @@ from starlette.responses import Response
 from pilotfish.edge_agent.http import bodies, wording
 from pilotfish.edge_agent.http.answers import Model, Models
 from pilotfish.edge_agent.http.calls import Call, Service
-from pilotfish.edge_agent.http.events import Answer, Receive, Scope, Send, sse
+from pilotfish.edge_agent.http.events import Answer, sse
 from pilotfish.protocol.errors import DeadlineExceeded, UnknownModel, UsageError
 
 MAX_BYTES = 4 * bodies.MAX_TEXT
 BODY_SECONDS = 20.0
-
-Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Completions:
