@@ -34,6 +34,14 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
     "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
     "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
+    "serve_host": (str, "address to serve HTTP on; any but this machine's own wants a key"),
+    "serve_port": (int, "port of the API; 0 takes a free one"),
+    "api_key": (str, "key that every request must bring; unset: none"),
+    "metrics_key": (str, "key of /metrics alone; unset: the API's"),
+    "allowed_hosts": (str, "host names served besides localhost, as in box,box.lan"),
+    "serve_requests": (int, "generations the API runs at a time"),
+    "serve_waiting": (int, "requests that may wait; more are told to come back"),
+    "metrics_port": (int, "port of metrics and health alone; unset: none"),
     "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
     "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
@@ -45,6 +53,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
     "cache_dir": (str, "converted models and such; unset: <XDG cache>/pilotfish"),
     "log_level": (str, "what is logged", "debug|info|warning|error"),
+    "log_format": (str, "how: lines for people, or one JSON object each", "text|json"),
+    "otlp_endpoint": (str, "OpenTelemetry collector (OTLP over HTTP); unset: no traces"),
 }
 
 BROKER = ("redis_url", "tenant")
@@ -52,6 +62,9 @@ REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p
 DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
 TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "engine_threads")
 MACHINE = ("context", "cores", "cache_dir")
+ACCESS = ("serve_host", "api_key", "metrics_key", "allowed_hosts", "metrics_port")
+SERVE = (*ACCESS, "serve_port", "serve_requests", "serve_waiting")
+TRACE = ("log_format", "otlp_endpoint")
 
 #: a command's own flag for data in JSON
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
@@ -126,6 +139,10 @@ def _load(chosen: dict[str, Any], config: str | None) -> Any:
     from pilotfish.protocol.settings import load
 
     settings = load(chosen, config)
+    if settings.log_format == "json":
+        from pilotfish.protocol.logs import use_json
+
+        use_json()
     logger = logging.getLogger("pilotfish")
     if not logger.isEnabledFor(logging.DEBUG):  # `pilotfish --debug` came first
         logger.setLevel(settings.log_level.upper())

@@ -9,9 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.cloud_worker.operations import HttpSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.protocol import cores
 from pilotfish.protocol.errors import ModelError
+from pilotfish.protocol.http_guard import access
 from pilotfish.protocol.settings import Settings
 
 
@@ -29,7 +31,14 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         kv_cache_gb=max(1, round(settings.kv_cache_gb)),
         cores=settings.cores or "",
     )
-    return WorkerSpec(redis_url, spec, name=name, model_name=_model_name(settings))
+    return WorkerSpec(redis_url, spec, name=name, model_name=_model_name(settings), http=http_spec(settings))
+
+
+def http_spec(settings: Settings) -> HttpSpec | None:
+    """Where metrics and health are served, if a port is set."""
+    if settings.metrics_port is None:
+        return None
+    return HttpSpec(settings.serve_host, settings.metrics_port, access(settings))
 
 
 def choose_engine(wanted: str) -> str:

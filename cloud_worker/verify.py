@@ -225,7 +225,9 @@ class Verification:
         metrics.COMMITTED.inc(len(event.draws))
         metrics.ROWS.inc(event.rows)
         metrics.STEPS.inc(event.steps)
+        metrics.CACHE_HITS.inc(event.cached)
         if seq == 0:
+            metrics.CACHE_QUERIES.inc(ticket.job.base)
             metrics.QUEUE_SECONDS.observe(max(0, ticket.age_ms) / 1000)
         if event.done:
             metrics.JOBS.labels("verdict").inc()

@@ -24,8 +24,9 @@ from redis.asyncio import ConnectionPool
 
 from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.cloud_worker.operations import HttpSpec, served
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
-from pilotfish.protocol import fleet, keys
+from pilotfish.protocol import fleet, keys, metrics
 from pilotfish.protocol.broker import (
     CONNECT_SECONDS,
     PAUSE_MAX_SECONDS,
@@ -56,6 +57,7 @@ class WorkerSpec:
     name: str = ""
     model_name: str = ""
     max_jobs: int = 64
+    http: HttpSpec | None = None  # where metrics, health, ready and drain are served; None: nowhere
 
 
 class StreamWorker(Worker):
@@ -71,6 +73,7 @@ class StreamWorker(Worker):
             queue_name=f"arq:{keys.PREFIX}:{ingress.target}", **kwargs,
         )  # fmt: skip
         self.ingress, self.describe, self.announce = ingress, describe, announce
+        self.beat_at = 0.0  # on the loop's clock
         self._sweeper: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
 
@@ -144,6 +147,7 @@ class StreamWorker(Worker):
         state = {"state": "serving" if serving else "draining", "credit": str(self.credit)}
         if not await self.ingress.beat({**self.describe(), **state}, serving=serving):
             await self.announce()
+        self.beat_at = self.loop.time()
 
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
@@ -165,12 +169,14 @@ class StreamWorker(Worker):
         """Run one delivery as a task of arq's, so that time-outs, drain and counters see it."""
         name = f"{delivery.stream} {delivery.entry_id}"
         self.job_counter += 1
+        metrics.RUNNING.set(self.job_counter)
         task = self.loop.create_task(self._run(delivery))
         self.tasks[name] = task
         task.add_done_callback(lambda _: self._ended(name))
 
     def _ended(self, name: str) -> None:
         self.job_counter -= 1
+        metrics.RUNNING.set(self.job_counter)
         self.tasks.pop(name, None)
 
     async def _run(self, delivery: Delivery) -> None:
@@ -359,7 +365,8 @@ async def _serve(
     worker.on_startup = open_and_beat
     logging.getLogger("arq.worker").setLevel(logging.WARNING)  # its INFO holds the arguments of every job
     try:
-        await worker.async_run()
+        async with served(spec.http, worker, engine):
+            await worker.async_run()
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task and task.cancelling():

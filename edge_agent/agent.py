@@ -19,7 +19,7 @@ from pilotfish.edge_agent.drafters.base import Draft, Drafter
 from pilotfish.edge_agent.generation import DraftFn, Generation, Task
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
-from pilotfish.protocol import keys
+from pilotfish.protocol import keys, metrics
 from pilotfish.protocol.broker import EdgeBroker, Taken, end_tasks
 from pilotfish.protocol.errors import BrokerError, EmptyPrompt, InvalidMessage, PilotfishError, PromptTooLong
 from pilotfish.protocol.fleet import Target
@@ -125,11 +125,14 @@ class Agent:
         """A generation of this agent; run it, then `close` it. `on_draft` sees what is drafted before it is judged."""
         generation = Generation(task, self._drafting(on_draft), self.broker, self.target, self.vocab_size)
         self.generations[generation.session.id] = generation
+        metrics.RUNNING.set(len(self.generations))
         return generation
 
     def close(self, generation: Generation) -> None:
         """Forget a generation, here and in the drafter."""
         if self.generations.pop(generation.session.id, None):
+            metrics.observe(generation.summary())
+            metrics.RUNNING.set(len(self.generations))
             self._thread.submit(self.drafter.close_session, generation.session.id)
 
     @property

@@ -1,9 +1,9 @@
 """Who may speak to one of our HTTP servers: the key, the Host, the Origin, and the size of what is sent. Plain ASGI.
 
-A page of a stranger reaches a server on this machine in two ways: from its own origin (no CORS headers are sent, and a
-foreign Origin is refused), or by pointing its own name at 127.0.0.1 (DNS rebinding: a Host that is a name must be one of
-ours; an address cannot be re-pointed). Keys are compared in constant time, on every route but the page's own file, which
-holds nothing. Knows no routes' meaning.
+A stranger's page reaches a server on this machine in two ways: from its own origin (no CORS headers are sent, and a
+foreign Origin is refused), or by pointing its own name at 127.0.0.1 (DNS rebinding: a Host that is a name must be one
+of ours; an address cannot be re-pointed). Keys are compared in constant time, on every route but the page's own file,
+which holds nothing. Knows no routes' meaning.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from pilotfish.protocol.settings import Settings
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -48,6 +51,18 @@ class Access:
         if path in self.open_paths:
             return None
         return self.metrics_key or self.key if path == "/metrics" else self.key
+
+
+def access(settings: Settings, open_paths: frozenset[str] = frozenset()) -> Access:
+    """As the settings say."""
+    key, metrics_key = settings.api_key, settings.metrics_key
+    named = {name.strip().lower() for name in (settings.allowed_hosts or "").split(",")}
+    return Access(
+        key=key.get_secret_value() if key else None,
+        metrics_key=metrics_key.get_secret_value() if metrics_key else None,
+        hosts=frozenset(named | {settings.serve_host.lower()}) - {""},
+        open_paths=open_paths,
+    )
 
 
 class Guard:
@@ -107,11 +122,10 @@ def _is_address(name: str) -> bool:
 def _keys(headers: dict[str, str]) -> list[str]:
     """Keys a request brings: a bearer token, or one among the protocols of a WebSocket."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    given = [token.strip()] if scheme.lower() == "bearer" else []
-    for protocol in headers.get("sec-websocket-protocol", "").split(","):
-        if protocol.strip().startswith(KEY_PROTOCOL):
-            given.append(_decoded(protocol.strip().removeprefix(KEY_PROTOCOL)))
-    return given
+    bearer = token.strip().encode("latin-1").decode("utf-8", "replace")
+    given = [bearer] if scheme.lower() == "bearer" else []
+    protocols = [protocol.strip() for protocol in headers.get("sec-websocket-protocol", "").split(",")]
+    return given + [_decoded(p.removeprefix(KEY_PROTOCOL)) for p in protocols if p.startswith(KEY_PROTOCOL)]
 
 
 def _decoded(text: str) -> str:

@@ -1,4 +1,4 @@
-"""uvicorn inside a process of ours: its event loop, our signals, our logs. The one owner of uvicorn.
+"""uvicorn inside a process of ours: our event loop, our signals, our logs. The one owner of uvicorn.
 
 A connection that does not read is paused by uvicorn at 64 KiB, one that is idle is closed, and no more than
 CONNECTIONS are served at a time. Knows ASGI; nothing of routes.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from pilotfish.protocol.errors import SettingsError
@@ -27,19 +27,19 @@ async def serving(app: App, host: str, port: int, key: str | None) -> AsyncItera
     """Serve `app` for the block; gives its URL. Port 0 takes a free one. Raises SettingsError if that cannot be."""
     if not key and not is_loopback(host):
         raise SettingsError(
-            f"{host} can be reached from other machines, and there is no key: set PILOTFISH_API_KEY, or serve on 127.0.0.1"
+            f"{host} can be reached from other machines, and there is no key: set PILOTFISH_API_KEY, "
+            f"or serve on 127.0.0.1"
         )
     listening = _listen(host, port)
     server = _server(app)
-    running = asyncio.create_task(server.serve(sockets=[listening]))
+    await server.startup(sockets=[listening])
+    running = asyncio.create_task(server.main_loop())
     try:
-        while not server.started and not running.done():
-            await asyncio.sleep(0.005)
         yield _url(host, listening.getsockname()[1])
     finally:
         server.should_exit = True
         await running
-        listening.close()
+        await server.shutdown(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -48,7 +48,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as error:
         raise SettingsError(
-            f"cannot serve on {host} port {port} ({error.strerror}): choose another with --port"
+            f"cannot serve on {host} port {port} ({error.strerror}): choose another with --serve-port or --metrics-port"
         ) from None
 
 
@@ -67,16 +67,12 @@ def _server(app: App) -> Any:
             super().connection_made(transport)
             self.app_state = {**self.app_state, HANG_UP: transport.abort}
 
-    class Server(uvicorn.Server):
-        """Signals are the business of whoever owns the process."""
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
     config = uvicorn.Config(
         app, loop="none", http=Http, ws="websockets-sansio", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS, ws_max_size=MESSAGE_BYTES,
     )  # fmt: skip
-    return Server(config)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    return server

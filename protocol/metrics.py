@@ -1,30 +1,50 @@
 """Every metric, one page: Prometheus names, labels, meaning. Labels are bounded: never a session, agent or tenant.
 
     side    name                                          labels       what it counts
+    both    pilotfish_num_requests_running                -            generations here, jobs at a worker
+    both    pilotfish_num_requests_waiting                -            requests in line here, jobs waiting for a turn
+    both    pilotfish_http_requests_total                 route,status requests to this process' HTTP server
     worker  pilotfish_jobs_total                          outcome      jobs answered: "verdict" or the refusal's code
     worker  pilotfish_committed_tokens_total              -            draws asserted by verdicts
     worker  pilotfish_engine_rows_total                   -            positions the engine computed for them
     worker  pilotfish_engine_steps_total                  -            forward passes they took part in
     worker  pilotfish_engine_restarts_total               -            engine child processes started again
+    worker  pilotfish_prefix_cache_queries_total          -            prefix tokens of the jobs
+    worker  pilotfish_prefix_cache_hits_total             -            those that were not computed again
     worker  pilotfish_queue_seconds                       -            age of a job when its turn came, on Redis' clock
     worker  pilotfish_verify_seconds                      -            from a job's turn to its verdict
-    edge    pilotfish_tokens_total                        origin       committed tokens by who wrote them
+    edge    pilotfish_prompt_tokens_total                 -            tokens of prompts
+    edge    pilotfish_generation_tokens_total             origin       committed tokens by who wrote them
+    edge    pilotfish_spec_decode_num_draft_tokens_total  -            tokens sent as drafts
+    edge    pilotfish_spec_decode_num_accepted_tokens_total -          those the target drew too
+    edge    pilotfish_time_to_first_token_seconds         -            from a generation's start to its first token
+    edge    pilotfish_request_time_per_output_token_seconds -          mean time between its tokens after that
+    edge    pilotfish_e2e_request_latency_seconds         -            from its start to its end
+    edge    pilotfish_broker_rtt_seconds                  -            a PING to Redis and back, measured last
     edge    pilotfish_verdicts_total                      fate         verdicts: applied, stale, duplicate ...
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
     edge    pilotfish_degraded_total                      -            generations that went on without the cloud
 
-Counting is in process and free of I/O; who serves the page is not known here.
+Where vLLM has a name for a thing, it is vLLM's, with our prefix. Counting is in process and free of I/O; who serves the
+page is not known here (`http_operations.py` does).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from pilotfish.protocol.messages import Summary
 
 REGISTRY: Final = CollectorRegistry()
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+# both
+RUNNING: Final = Gauge("pilotfish_num_requests_running", "Generations or jobs under way", registry=REGISTRY)
+WAITING: Final = Gauge("pilotfish_num_requests_waiting", "Requests or jobs in line", registry=REGISTRY)
+REQUESTS: Final = Counter("pilotfish_http_requests", "HTTP requests", ["route", "status"], registry=REGISTRY)
 
 # worker
 JOBS: Final = Counter("pilotfish_jobs", "Jobs answered", ["outcome"], registry=REGISTRY)
@@ -32,6 +52,8 @@ COMMITTED: Final = Counter("pilotfish_committed_tokens", "Draws asserted by verd
 ROWS: Final = Counter("pilotfish_engine_rows", "Positions the engine computed", registry=REGISTRY)
 STEPS: Final = Counter("pilotfish_engine_steps", "Forward passes of the engine", registry=REGISTRY)
 RESTARTS: Final = Counter("pilotfish_engine_restarts", "Engine processes started again", registry=REGISTRY)
+CACHE_QUERIES: Final = Counter("pilotfish_prefix_cache_queries", "Prefix tokens of jobs", registry=REGISTRY)
+CACHE_HITS: Final = Counter("pilotfish_prefix_cache_hits", "Prefix tokens not computed again", registry=REGISTRY)
 QUEUE_SECONDS: Final = Histogram(
     "pilotfish_queue_seconds", "Age of a job when its turn came", buckets=_SECONDS, registry=REGISTRY
 )
@@ -40,8 +62,33 @@ VERIFY_SECONDS: Final = Histogram(
 )
 
 # edge
-TOKENS: Final = Counter("pilotfish_tokens", "Committed tokens by origin", ["origin"], registry=REGISTRY)
+PROMPT_TOKENS: Final = Counter("pilotfish_prompt_tokens", "Tokens of prompts", registry=REGISTRY)
+DRAFTED: Final = Counter("pilotfish_spec_decode_num_draft_tokens", "Tokens sent as drafts", registry=REGISTRY)
+ACCEPTED: Final = Counter("pilotfish_spec_decode_num_accepted_tokens", "Drafts accepted", registry=REGISTRY)
+FIRST_SECONDS: Final = Histogram(
+    "pilotfish_time_to_first_token_seconds", "Time to the first token", buckets=_SECONDS, registry=REGISTRY
+)
+TOKEN_SECONDS: Final = Histogram(
+    "pilotfish_request_time_per_output_token_seconds", "Mean time between tokens", buckets=_SECONDS, registry=REGISTRY
+)
+TOTAL_SECONDS: Final = Histogram(
+    "pilotfish_e2e_request_latency_seconds", "From start to end", buckets=_SECONDS, registry=REGISTRY
+)
+RTT_SECONDS: Final = Gauge("pilotfish_broker_rtt_seconds", "A PING to Redis and back", registry=REGISTRY)
+TOKENS: Final = Counter("pilotfish_generation_tokens", "Committed tokens by origin", ["origin"], registry=REGISTRY)
 VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them", ["fate"], registry=REGISTRY)
 RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
 GENERATIONS: Final = Counter("pilotfish_generations", "Generations by outcome", ["outcome"], registry=REGISTRY)
 DEGRADED: Final = Counter("pilotfish_degraded", "Generations that went on without the cloud", registry=REGISTRY)
+
+
+def observe(summary: Summary) -> None:
+    """One generation, at its end."""
+    PROMPT_TOKENS.inc(summary.prompt_tokens)
+    DRAFTED.inc(summary.drafted)
+    ACCEPTED.inc(summary.accepted)
+    TOTAL_SECONDS.observe(summary.total_ms / 1000)
+    if summary.tokens:
+        FIRST_SECONDS.observe(summary.first_token_ms / 1000)
+    if summary.tokens > 1:
+        TOKEN_SECONDS.observe((summary.total_ms - summary.first_token_ms) / (summary.tokens - 1) / 1000)

@@ -11,12 +11,17 @@ from starlette.routing import Route
 from pilotfish.edge_agent.http import bodies, routes, wording
 from pilotfish.edge_agent.http.calls import Service
 from pilotfish.edge_agent.http.faults import INVALID, Fault, fault
+from pilotfish.edge_agent.http.operations import agent_operations
+from pilotfish.protocol import http_operations
 from pilotfish.protocol.errors import PilotfishError
 from pilotfish.protocol.http_guard import Access, App, Guard
+from pilotfish.protocol.http_operations import Operations
+
+OPEN_PATHS = frozenset({"/"})  # the page's own file, which holds nothing; what it shows asks for the key
 
 
-def application(service: Service, access: Access) -> App:
-    """The agent's API behind its guard."""
+def application(service: Service, access: Access, operations: Operations | None = None) -> App:
+    """The agent's API behind its guard; `drain` of the operations given begins its end."""
     chat = routes.Completions(service, bodies.ChatBody, wording.Chat)
     text = routes.Completions(service, bodies.CompletionBody, wording.Text)
     app = Starlette(
@@ -25,11 +30,13 @@ def application(service: Service, access: Access) -> App:
             Route("/v1/completions", text.__call__, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/v1/models/{id:path}", routes.model),
+            *http_operations.routes(operations or agent_operations(service, lambda: None)),
         ],
         exception_handlers={PilotfishError: _refused, HTTPException: _misdirected, Exception: _refused},
     )
     app.state.service = service
-    return Guard(app, access)
+    known = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    return http_operations.Counted(Guard(app, access), known)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

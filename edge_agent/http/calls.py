@@ -1,4 +1,4 @@
-"""A request on its way through the agent: prompts to ids, a place in line, one writer per choice, all under one deadline.
+"""A request on its way through the agent: prompts to ids, a place in line, one writer per choice, under one deadline.
 
 The writers never wait for whoever reads: what they write is merged until it is taken, and is at most the answer. So a
 slow reader holds no place and no place's neighbour. Knows bodies and writers; nothing of HTTP.
@@ -11,7 +11,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ class Wanted:
     mode: Mode = "exact"
     on_cloud_loss: Any = None
     max_tokens: int = 256
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     seed: int | None = None
     deadline_ms: int = 120_000
 
@@ -50,6 +50,7 @@ class Service:
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     calls: set[Call] = field(default_factory=set)
+    _closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def models(self) -> list[str]:
@@ -62,6 +63,20 @@ class Service:
         """Weights, numerics and engine of who decides the text."""
         target = self.agent.target
         return f"pf_{target.id if target else self.agent.drafter.info.fingerprint[:16]}"
+
+    async def drained(self, seconds: float) -> None:
+        """Take nothing new, and give what runs some time."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.calls:
+                    self._closed.clear()
+                    await self._closed.wait()
+
+    def close(self, call: Call) -> None:
+        """A call is over."""
+        self.calls.discard(call)
+        self._closed.set()
 
     def mode(self, body: Asked) -> Mode:
         """The request's mode: as it says, else alone if it asks for the draft by name. Raises UnknownModel."""
@@ -92,7 +107,7 @@ class Call:
         self.mode = self.service.mode(self.body)
         self.writers: list[Writer] = []
         self.prompt_tokens = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[None]] = []
         self._new: dict[int, Written] = {}
         self._ended: list[int] = []
         self._error: BaseException | None = None
@@ -122,7 +137,7 @@ class Call:
                 seeded = replace(task, sampling=_seeded(task.sampling, choice))
                 self.writers.append(Writer(service.agent, seeded, body.stops, self.watch))
         service.turnstile.check(wanted)  # others came while the drafter's thread was asked for ids
-        self._tasks = [asyncio.create_task(self._write(index)) for index in range(len(self.writers))]
+        self.tasks = [asyncio.create_task(self._write(index)) for index in range(len(self.writers))]
 
     async def _encode(self, prompt: str | list[dict[str, str]]) -> tuple[int, ...]:
         chat, agent = isinstance(self.body, ChatBody), self.service.agent
@@ -205,8 +220,8 @@ class Call:
 
     async def close(self) -> None:
         """Stop whatever still runs, here and in the cloud."""
-        self.service.calls.discard(self)
-        await end_tasks(self._tasks)
+        self.service.close(self)
+        await end_tasks(self.tasks)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

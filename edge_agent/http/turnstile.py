@@ -1,4 +1,4 @@
-"""Who may generate now: a bounded number at a time, the others wait in fair turns, and too many are told when to come back.
+"""Who may generate now: a bounded number at a time, others wait in fair turns, too many are told when to come back.
 
 A free place goes to the client that holds the fewest, among equals to the one whose last turn is longest ago. So one
 client with a hundred requests delays another's first one by a single answer. Knows names and places, no requests.
@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import Overloaded
 
 RETRY_MAX_SECONDS = 30
@@ -37,6 +38,9 @@ class Turnstile:
     def waiting(self) -> int:
         """Requests in line."""
         return sum(map(len, self._lines.values()))
+
+    def _count(self) -> None:
+        metrics.WAITING.set(self.waiting)
 
     def check(self, wanted: int) -> None:
         """Raise Overloaded if `wanted` more do not fit."""
@@ -69,6 +73,7 @@ class Turnstile:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(client, deque()).append(turn)
+        self._count()
         try:
             await turn
         except asyncio.CancelledError:
@@ -77,6 +82,8 @@ class Turnstile:
             else:
                 self._forget(client, turn)
             raise
+        finally:
+            self._count()
 
     def _forget(self, client: str, turn: asyncio.Future[None]) -> None:
         line = self._lines.get(client, deque())

@@ -10,6 +10,7 @@ from pilotfish.protocol.errors import Unsupported, UsageError
 from pilotfish.protocol.messages import Prompt
 
 HI = {"role": "user", "content": "hi"}
+TEXT = {"type": "text", "text": "a"}
 
 
 def chat(**more: Any) -> ChatBody:
@@ -22,7 +23,7 @@ def chat(**more: Any) -> ChatBody:
         ({"audio": {}}, "audio"),
         ({"pilotfish": {"privat": True}}, "pilotfish.privat"),
         ({"messages": [{**HI, "name": "me"}]}, "messages[0].name"),
-        ({"messages": [HI, {"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}, "messages[1].content[0].x"),
+        ({"messages": [HI, {"role": "user", "content": [TEXT | {"x": 1}]}]}, "messages[1].content[0].x"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),

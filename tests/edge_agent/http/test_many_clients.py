@@ -173,12 +173,16 @@ async def test_a_deadline_that_passes_in_line_is_told() -> None:
         await wait_until(lambda: idle(one), "the first to end")
 
 
+async def collect(stream: Any, said: list[str]) -> None:
+    async for chunk in stream:
+        said += [chunk.choices[0].delta.content or ""]
+
+
 async def test_a_failure_after_the_first_words_is_an_event_of_the_stream() -> None:
     async with alone(token_ms=4) as one:
         stream = await one.chat(max_tokens=3000, stream=True, extra_body={"pilotfish": {"deadline_ms": 300}})
-        said = ""
+        said: list[str] = []
         with pytest.raises(openai.APIError, match="longer than its deadline"):
-            async for chunk in stream:
-                said += chunk.choices[0].delta.content or ""
-        assert said
+            await collect(stream, said)
+        assert "".join(said)
         await wait_until(lambda: idle(one), "its end")
