@@ -6,9 +6,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
-from pilotfish.edge_agent.http import bodies, routes, wording
+from pilotfish.edge_agent.http import bodies, openapi, routes, stream, wording
 from pilotfish.edge_agent.http.calls import Service
 from pilotfish.edge_agent.http.faults import INVALID, Fault, fault
 from pilotfish.edge_agent.http.operations import agent_operations
@@ -30,6 +30,8 @@ def application(service: Service, access: Access, operations: Operations | None 
             Route("/v1/completions", text.__call__, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/v1/models/{id:path}", routes.model),
+            Route("/openapi.json", openapi.show),
+            WebSocketRoute("/v1/stream", stream.stream),
             *http_operations.routes(operations or agent_operations(service, lambda: None)),
         ],
         exception_handlers={PilotfishError: _refused, HTTPException: _misdirected, Exception: _refused},
