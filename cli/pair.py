@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Self
 
 from pilotfish.cli import redis_server
-from pilotfish.cli.inspection import text_hash
 from pilotfish.cli.options import BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TRACE, flag
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
 from pilotfish.cli.redis_url import described
@@ -19,6 +18,7 @@ from pilotfish.cloud_worker.launch import vllm_version
 from pilotfish.protocol import cores, keys
 from pilotfish.protocol.broker import connect, ping
 from pilotfish.protocol.errors import PilotfishError
+from pilotfish.protocol.inspection import text_hash
 from pilotfish.protocol.settings import ENV_PREFIX, Settings
 
 SECRETS = ("api_key", "metrics_key")  # told through the environment: argument lists can be read by everyone

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pilotfish.cli.inspection import text_hash
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import RedisBytes, translated
 from pilotfish.protocol.errors import Cancelled, PilotfishError
+from pilotfish.protocol.inspection import text_hash
 
 T = TypeVar("T")
 

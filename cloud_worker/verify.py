@@ -84,7 +84,7 @@ class Verification:
     def __init__(self, engine: Engine, worker: str, credit: Callable[[], int]) -> None:
         self.engine, self.worker, self.credit = engine, worker, credit
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
-        self.counts = {"verified": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
+        self.counts = {"verified": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0, "prefix": 0, "cached": 0}
 
     async def handle(self, ticket: Ticket, answer: Answer) -> None:
         """Answer one job: one verdict, or several for a continuation, or one refusal. Never raises for a bad job."""
@@ -220,6 +220,8 @@ class Verification:
             "tokens": len(event.draws),
             "rows": event.rows,
             "steps": event.steps,
+            "prefix": ticket.job.base if seq == 0 else 0,
+            "cached": event.cached,
         }.items():
             self.counts[name] += amount
         metrics.COMMITTED.inc(len(event.draws))

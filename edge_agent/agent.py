@@ -180,8 +180,8 @@ class Agent:
 
     async def _beat(self) -> None:
         assert self.broker is not None
-        fields = {"running": str(len(self._taken)), "target": self.target.id if self.target else ""}
-        await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
+        fields = {"running": str(len(self.generations)), "target": self.target.id if self.target else ""}
+        await self.broker.beat(fields | metrics.told(), taking=self._taking is not None and not self._taking.done())
         for entry_id in await self.broker.keep_prompts(list(self._taken)):
             if task := self._taken.get(entry_id):
                 task.cancel()  # we slept, and another agent answers it now

@@ -142,6 +142,7 @@ class Generation:
         self._first_token = self._first_token or self._clock()
         for token in tokens:
             self._origins[token.origin] += 1
+            metrics.TOKENS.labels(token.origin).inc()
 
     def _count(self, outcome: str) -> None:
         """Into the metrics, once, at the end."""
@@ -149,8 +150,6 @@ class Generation:
         metrics.GENERATIONS.labels(outcome).inc()
         metrics.RESENDS.inc(counts.resends)
         metrics.DEGRADED.inc(self.was_degraded)
-        for origin, tokens in self._origins.items():
-            metrics.TOKENS.labels(origin).inc(tokens)
         for fate in ("applied", "stale", "duplicate", "disagreed", "invalid", "reordered"):
             metrics.VERDICTS.labels(fate).inc(getattr(counts, fate))
 

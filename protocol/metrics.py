@@ -92,3 +92,25 @@ def observe(summary: Summary) -> None:
         FIRST_SECONDS.observe(summary.first_token_ms / 1000)
     if summary.tokens > 1:
         TOKEN_SECONDS.observe((summary.total_ms - summary.first_token_ms) / (summary.tokens - 1) / 1000)
+
+
+def told() -> dict[str, str]:
+    """An agent's sums since its start, as its beat tells them: tokens by origin, drafts, generations, resends."""
+    sums = {f"{name}_tokens": value for name, value in _values(TOKENS, "origin").items()}
+    sums["drafted_tokens"] = sum(_values(DRAFTED).values())
+    sums["generations"] = sum(_values(GENERATIONS, "outcome").values())
+    sums["resends"] = sum(_values(RESENDS).values())
+    return {name: f"{value:.0f}" for name, value in sums.items()}
+
+
+def _values(counter: Counter, label: str = "") -> dict[str, float]:
+    """A counter's value by its label, or by "" if it has none."""
+    (family,) = counter.collect()
+    return {s.labels.get(label, ""): s.value for s in family.samples if s.name.endswith("_total")}
+
+
+def plain() -> dict[str, float]:
+    """Every counter and gauge that has no labels, by its exposed name."""
+    families = [family for family in REGISTRY.collect() if family.type in ("counter", "gauge")]
+    samples = [sample for family in families for sample in family.samples if not sample.labels]
+    return {sample.name: sample.value for sample in samples if not sample.name.endswith("_created")}

@@ -8,10 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
-from pilotfish.edge_agent.http import bodies, openapi, routes, stream, wording
+from pilotfish.edge_agent.http import bodies, openapi, page, routes, stream, wording
 from pilotfish.edge_agent.http.calls import Service
 from pilotfish.edge_agent.http.faults import INVALID, Fault, fault
 from pilotfish.edge_agent.http.operations import agent_operations
+from pilotfish.edge_agent.http.status import Status
 from pilotfish.protocol import http_operations
 from pilotfish.protocol.errors import PilotfishError
 from pilotfish.protocol.http_guard import Access, App, Guard
@@ -30,7 +31,9 @@ def application(service: Service, access: Access, operations: Operations | None 
             Route("/v1/completions", text.__call__, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/v1/models/{id:path}", routes.model),
+            Route("/v1/status", Status(service).__call__),
             Route("/openapi.json", openapi.show),
+            Route("/", page.page),
             WebSocketRoute("/v1/stream", stream.stream),
             *http_operations.routes(operations or agent_operations(service, lambda: None)),
         ],

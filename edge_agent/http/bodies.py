@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from pilotfish.edge_agent.generation import Task
 from pilotfish.protocol.errors import Unsupported, UsageError
 from pilotfish.protocol.messages import MAX_CONTEXT, MAX_TOKEN_ID, SEED_MAX, Prompt
 
 MAX_CHOICES = 16
 MAX_TEXT = 1_000_000
 
-#: fields of a submitted Prompt that a request sets under `pilotfish`; a further one is a further word
+#: fields of a Prompt, or of a Task, that a request sets under `pilotfish`; a further one is a further word
 WISHES = ("mode", "on_cloud_loss", "max_disagreement", "privacy", "draft_tokens", "deadline_ms")
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -37,7 +38,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-_hints = get_type_hints(Prompt, include_extras=True)
+_hints = {**get_type_hints(Task, include_extras=True), **get_type_hints(Prompt, include_extras=True)}
 _wishes: dict[str, Any] = {name: (_hints[name] | None, None) for name in WISHES if name in _hints}
 Wishes: type[Body] = create_model("Wishes", __base__=Body, __doc__="How pilotfish should answer.", **_wishes)
 

@@ -15,8 +15,6 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.http.answers import Written as Told
@@ -155,11 +153,10 @@ class Call:
         room = self.service.agent.context - len(ids) - 1
         wishes = {"on_cloud_loss": wanted.on_cloud_loss, "deadline_ms": wanted.deadline_ms, **body.wishes}
         wishes |= {"mode": self.mode, "max_tokens": body.most_tokens or max(1, min(wanted.max_tokens, room))}
-        try:
-            prompt = Prompt(request="0" * 32, text="-", sampling=self._sampling(), **wishes)
-        except ValidationError as error:
-            raise UsageError(error.errors()[0]["msg"], param="pilotfish") from None
-        return replace(self.service.agent.task(prompt, ids), logprobs=body.wants_logprobs)
+        of_prompt = {name: wish for name, wish in wishes.items() if name in Prompt.model_fields}
+        of_task = {name: wish for name, wish in wishes.items() if name not in Prompt.model_fields}
+        prompt = Prompt(request="0" * 32, text="-", sampling=self._sampling(), **of_prompt)
+        return replace(self.service.agent.task(prompt, ids), logprobs=body.wants_logprobs, **of_task)
 
     def _sampling(self) -> Sampling:
         body, wanted = self.body, self.service.wanted

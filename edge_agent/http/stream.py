@@ -73,7 +73,7 @@ class Talk:
         body = _object(text)
         if body.get("type") == "cancel":
             return None
-        kind = bodies.CompletionBody if "prompt" in body else bodies.ChatBody
+        kind: type[bodies.Asked] = bodies.CompletionBody if "prompt" in body else bodies.ChatBody
         asked = bodies.read(kind, text.encode())
         if asked.choices * len(asked.prompts) != 1:
             raise UsageError("a stream has one answer: leave n out, and send one prompt", param="n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import openai
@@ -144,8 +144,8 @@ async def test_a_silent_stream_says_that_it_is_alive(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(events, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(events, "BEAT_SECONDS", 0.02)
     async with alone(token_ms=60) as one:
-        stream = one.client.chat.completions.with_streaming_response
-        async with stream.create(model=MODEL, messages=HELLO, max_tokens=2, stream=True) as answer:  # type: ignore[list-item]
+        stream, messages = one.client.chat.completions.with_streaming_response, cast(Any, HELLO)
+        async with stream.create(model=MODEL, messages=messages, max_tokens=2, stream=True) as answer:
             said = [line async for line in answer.iter_lines()]
     assert ": still at it" in said
     assert said[-2:] == ["data: [DONE]", ""] or said[-1] == "data: [DONE]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -67,7 +68,7 @@ def test_the_server_is_as_it_is_described(
     @settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate], database=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(described[path][method].as_strategy(generation_mode=mode))
-    def holds(case: schemathesis.Case) -> None:
+    def holds(case: Any) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("max_tokens"), int):
             case.body["max_tokens"] = min(case.body["max_tokens"], 20)
         case.call_and_validate(checks=CHECKS, timeout=20)

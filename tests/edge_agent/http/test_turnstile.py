@@ -37,7 +37,7 @@ class Crowd:
     async def leave_all(self) -> None:
         """One after another, in the order they got in."""
         for index in range(len(self.tasks)):
-            await wait_until(lambda index=index: len(self.order) > index, "the next one to get in")
+            await wait_until(lambda: len(self.order) > index, "the next one to get in")  # noqa: B023
             await self.leave(self.order[index])
 
 
