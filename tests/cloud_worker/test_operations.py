@@ -50,7 +50,7 @@ async def test_drain_is_sigterm(redis_url: str, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_worker_whose_port_is_taken_does_not_start(redis_url: str) -> None:
-    async def app(*_: object) -> None: ...
+    async def app(scope: object, receive: object, send: object) -> None: ...
 
     async with serving(app, "127.0.0.1", 17841, None):
         with pytest.raises(SettingsError, match="choose another"):
