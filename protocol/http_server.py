@@ -69,8 +69,8 @@ def _server(app: App) -> Any:
 
     config = uvicorn.Config(
         app, interface="asgi3", loop="none", http=Http, ws="websockets-sansio", lifespan="off", log_config=None,
-        access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS, ws_max_size=MESSAGE_BYTES,
+        access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=GRACE_SECONDS, ws_max_size=MESSAGE_BYTES,
     )  # fmt: skip
     config.load()
     server = uvicorn.Server(config)

@@ -58,8 +58,7 @@ def test_a_chat_is_answered_by_both_models_and_the_text_is_the_targets(home: Pat
     words = ["up", "--serve", "--engine", "llamacpp", "--target-model", model(home, "target"), "--draft-model",
              model(home, "draft"), "--context", "1000"]  # fmt: skip
     with started(home, *words, ready="ready: ", key="s3cret") as url:
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as stranger:
-            pytest.raises(openai.AuthenticationError, stranger.models.list)
+        assert httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer wrong"}).status_code == 401
         with openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret", max_retries=0) as client:
             name = client.models.list().data[0].id
             assert name == "target"
