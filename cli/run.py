@@ -46,11 +46,14 @@ def worker(
     from pilotfish.cli.processes import end_with_parent
     from pilotfish.cli.redis_url import redis_url
     from pilotfish.cloud_worker.launch import worker_spec
+    from pilotfish.protocol.tracing import exporting
 
     spec = worker_spec(settings, redis_url(settings), name)
     if until_eof:
         end_with_parent()
-    if ended_by := asyncio.run(_worker(settings, spec)):
+    with exporting("pilotfish-worker", settings.otlp_endpoint):
+        ended_by = asyncio.run(_worker(settings, spec))
+    if ended_by:
         raise typer.Exit(_code(ended_by))
 
 
@@ -101,12 +104,15 @@ def agent(settings: Settings, serve: Serve = False, until_eof: UntilEof = False)
 
     from pilotfish.cli.processes import end_with_parent
     from pilotfish.cli.redis_url import redis_url
+    from pilotfish.protocol.tracing import exporting
 
     alone = serve and settings.mode == "edge_only" and not settings.redis_url
     url = None if alone else redis_url(settings)
     if until_eof:
         end_with_parent()
-    if ended_by := asyncio.run(_agent(settings, url, serve)):
+    with exporting("pilotfish-agent", settings.otlp_endpoint):
+        ended_by = asyncio.run(_agent(settings, url, serve))
+    if ended_by:
         raise typer.Exit(_code(ended_by))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
-from pilotfish.protocol import metrics
+from pilotfish.protocol import metrics, tracing
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
 from pilotfish.protocol.history import History
@@ -68,6 +68,7 @@ class Ticket:
     job: VerifyJob
     age_ms: int
     request_id: str
+    trace: str = ""  # the span that its engine's is a child of
 
 
 class Refused(Exception):
@@ -166,7 +167,7 @@ class Verification:
         request, seq, done = _request(ticket, known), 0, False
         clock = asyncio.get_running_loop().time
         known.running, started = request.request_id, clock()
-        since = started
+        since, span = started, tracing.Span("engine", ticket.trace)
         try:
             async with aclosing(coalesced(self.engine.stream(request), COALESCE_SECONDS)) as events:
                 async for event in events:
@@ -186,6 +187,7 @@ class Verification:
                 raise Refused("cancelled", CANCELLED)
         finally:
             known.running = ""
+            span.end()
 
     def _verdict(
         self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, engine_seconds: float

@@ -26,7 +26,7 @@ from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.operations import HttpSpec, served
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
-from pilotfish.protocol import fleet, keys, metrics
+from pilotfish.protocol import fleet, keys, metrics, tracing
 from pilotfish.protocol.broker import (
     CONNECT_SECONDS,
     PAUSE_MAX_SECONDS,
@@ -283,10 +283,19 @@ async def verify(ctx: dict[str, Any], job: VerifyJob) -> None:
     request_id = f"{delivery.stream} {delivery.entry_id}/{delivery.deliveries}"
     ticket = Ticket(delivery.tenant, job, ingress.age_ms(delivery), request_id)
 
+    outcome = "none"
+
     async def answer(message: Message, last: bool) -> None:
+        nonlocal outcome
+        outcome = getattr(message, "code", "verdict")
         await ingress.reply(delivery, message, last=last)
 
-    await ctx["verification"].handle(ticket, answer)
+    tracing.past("queue", job.trace, max(0, ticket.age_ms), deliveries=delivery.deliveries)
+    span = tracing.Span("verify", job.trace, worker=ingress.worker, draft=len(job.draft))
+    try:
+        await ctx["verification"].handle(replace(ticket, trace=span.context), answer)
+    finally:
+        span.end(outcome=outcome)
     if ticket.age_ms < -AHEAD_MS:
         await ingress.start_over(delivery.stream)
 

@@ -38,6 +38,7 @@ from pilotfish.protocol.messages import (
     Summary,
     Verdict,
 )
+from pilotfish.protocol.tracing import Trace
 
 RETRY_SECONDS = 0.1  # the first pause after a try that came to nothing; each next one is twice as long
 RETRY_MAX_SECONDS = 1.0
@@ -85,6 +86,7 @@ class Generation:
         self._pause = RETRY_SECONDS
         self._why = ""  # what went wrong last, for the sentence of a deadline
         self._fatal: CloudError | None = None
+        self.trace = Trace(mode=task.mode, prompt_tokens=len(task.prompt))
         self._clock = time.monotonic
         self._started = self._retry_at = self._recover_at = self._clock()
         self._deadline = self._started + task.deadline_ms / 1000
@@ -109,6 +111,7 @@ class Generation:
             raise
         finally:
             self._count(outcome)
+            self.trace.end(outcome=outcome, tokens=len(self.session.generated), rounds=self.session.counts.rounds)
             await self._say_goodbye()
 
     def cancel(self, reason: FinishReason = "cancelled") -> None:
@@ -208,6 +211,7 @@ class Generation:
             return Draft()
         drafted = await self._draft_fn(self.session.id, ids, count, self.task.sampling, self.task.stop_ids)
         self._totals["draft_ms"] += drafted.ms
+        self.trace.drafted(len(drafted.ids), drafted.ms)
         return drafted
 
     async def _publish(self, flying: Round) -> None:
@@ -216,8 +220,9 @@ class Generation:
         assert self.target is not None
         left_ms = max(1, int((self._deadline - self._clock()) * 1000))
         job = self.session.job(flying, agent=self.broker.agent, boot=self.broker.boot, deadline_ms=left_ms)
-        if self.task.logprobs:
-            job = job.model_copy(update={"logprobs": True})
+        span = self.trace.published(flying.number, base=flying.base, draft=len(flying.draft), resend=flying.attempt)
+        if self.task.logprobs or span:
+            job = job.model_copy(update={"logprobs": self.task.logprobs, "trace": span})
         try:
             await self.broker.publish(self.target.id, self.worker, job)
         except (NoWorker, BrokerError) as error:
@@ -258,8 +263,11 @@ class Generation:
 
     def _apply(self, message: Verdict | Refusal) -> list[Committed]:
         if isinstance(message, Refusal):
+            self.trace.answered(message.round, outcome=message.code)
             self._refused(message)
             return []
+        if message.last:
+            self.trace.answered(message.round, outcome="verdict", accepted=message.accepted, worker=message.worker)
         self._totals["cloud_rows"] += message.rows
         self._totals["cloud_steps"] += message.steps
         self._totals["cloud_ms"] += message.engine_ms

@@ -26,6 +26,7 @@ Total = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # a sum over a whole
 Count = Annotated[int, Field(ge=0, le=MAX_CONTEXT, strict=True)]
 Serial = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Millis = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+TraceParent = Annotated[str, Field(pattern=r"^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")]  # W3C, or ""
 Logprob = Annotated[float, Field(le=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SessionId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -60,7 +61,7 @@ class VerifyJob(Message):
     """Verify `draft` after the first `base` tokens of a session, then decode `continue_tokens` more.
 
     `ids` are the tokens [offset, base) that the serving worker may not have seen; offset 0 carries everything.
-    With `logprobs` the verdict tells how likely the target holds each of its draws.
+    With `logprobs` the verdict tells how likely the target holds each of its draws. `trace` is the edge's span.
     The reply asserts the target's draws for [base, base + accepted + 1 + continued).
     """
 
@@ -80,6 +81,7 @@ class VerifyJob(Message):
     stop_ids: Annotated[tuple[TokenId, ...], Field(max_length=32, fail_fast=True)] = ()
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 30_000
     logprobs: bool = False
+    trace: TraceParent = ""
 
 
 class Cancel(Message):

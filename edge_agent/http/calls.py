@@ -21,6 +21,7 @@ from pilotfish.edge_agent.http.answers import Written as Told
 from pilotfish.edge_agent.http.bodies import Asked, ChatBody
 from pilotfish.edge_agent.http.turnstile import Turnstile
 from pilotfish.edge_agent.http.writer import Watch, Writer, Written
+from pilotfish.protocol import tracing
 from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import DeadlineExceeded, Draining, PromptTooLong, UnknownModel, UsageError
 from pilotfish.protocol.messages import SEED_MAX, Mode, Prompt, Sampling
@@ -98,6 +99,7 @@ class Call:
     body: Asked
     client: str
     watch: Watch | None = None
+    trace: str = ""  # the caller's W3C traceparent
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -168,6 +170,7 @@ class Call:
     # --- writing ---------------------------------------------------------------------------------------------
 
     async def _write(self, index: int) -> None:
+        tracing.CALLER.set(self.trace)  # of this task alone
         writer = self.writers[index]
         clock, seconds = asyncio.get_running_loop().time, writer.task.deadline_ms / 1000
         until = clock() + seconds

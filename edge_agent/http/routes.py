@@ -29,7 +29,8 @@ class Completions:
         asked = bodies.read(self._asked, await read_body(request))
         if asked.stream_options and not asked.stream:
             raise UsageError("stream_options is for streams: set stream as well", param="stream_options")
-        said = self._said(Call(self.service, asked, client_of(request, asked)))
+        trace = request.headers.get("traceparent", "")
+        said = self._said(Call(self.service, asked, client_of(request, asked), trace=trace))
         if asked.stream:
             return Answer(None, _events(said))
         return Answer(lambda: wording.as_json(said), None)
