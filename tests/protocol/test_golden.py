@@ -54,7 +54,7 @@ EVERY_FIELD: dict[str, m.Message] = {
         ids=(0,),
         logprobs=True,
         trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    ),  # fmt: skip
+    ),
     "verdict, with log-probabilities": m.Verdict(
         boot="b",
         session=SESSION,
@@ -65,7 +65,7 @@ EVERY_FIELD: dict[str, m.Message] = {
         draws=(0, 7),
         logprobs=(-0.5, -2.25),
         worker="w",
-    ),  # fmt: skip
+    ),
     "cancel": m.Cancel(agent="a", boot="b", session=SESSION),
     "close": m.Close(agent="a", boot="b", session=SESSION),
     "verdict": m.Verdict(
