@@ -35,6 +35,7 @@ from pilotfish.protocol.messages import (
 
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")
+PREFILL_ROWS = 256  # of a prompt at a time: a few tens of milliseconds for a model that drafts
 OnDraft = Callable[[int, Draft], None]  # (position of its first id in the sequence, draft)
 
 
@@ -64,6 +65,7 @@ class Agent:
         self.drafter, self.tokenizer, self.stop_ids = drafter, tokenizer, frozenset(stop_ids)
         self.broker, self.target, self.defaults = broker, target, defaults or Defaults()
         self.generations: dict[str, Generation] = {}
+        self._known: dict[str, int] = {}  # session -> ids the drafter was given last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._tasks: list[asyncio.Task[None]] = []
         self._requests: dict[str, Generation] = {}
@@ -133,6 +135,7 @@ class Agent:
         if self.generations.pop(generation.session.id, None):
             metrics.observe(generation.summary())
             metrics.RUNNING.set(len(self.generations))
+            self._known.pop(generation.session.id, None)
             self._thread.submit(self.drafter.close_session, generation.session.id)
 
     @property
@@ -143,6 +146,11 @@ class Agent:
     async def _draft(
         self, session: str, ids: Sequence[int], count: int, sampling: Sampling, stop_ids: frozenset[int]
     ) -> Draft:
+        """A draft; what it needs of a long prompt is read in turns with other generations' drafts."""
+        known, self._known[session] = self._known.get(session, 0), len(ids)
+        for _ in range((len(ids) - known) // PREFILL_ROWS):  # bounded: others may take the session's sequence away
+            if await self._on_thread(lambda: self.drafter.prefill(session, ids, PREFILL_ROWS)):
+                break
         return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids))
 
     def _drafting(self, on_draft: OnDraft | None) -> DraftFn:

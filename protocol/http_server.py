@@ -16,6 +16,7 @@ from pilotfish.protocol.errors import SettingsError
 from pilotfish.protocol.http_guard import App, is_loopback
 
 CONNECTIONS = 512
+SILENT_SECONDS = 20
 IDLE_SECONDS = 75
 GRACE_SECONDS = 2
 MESSAGE_BYTES = 1 << 20
@@ -61,11 +62,19 @@ def _server(app: App) -> Any:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Http(H11Protocol):
-        """Hands the app a way to cut the line: closing it would wait for a client that does not read."""
+        """Hands the app a way to cut the line: closing it would wait for a client that does not read.
+
+        A connection that has asked for nothing within SILENT_SECONDS is cut too.
+        """
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.app_state = {**self.app_state, HANG_UP: transport.abort}
+            self.loop.call_later(SILENT_SECONDS, self._cut_if_silent)
+
+        def _cut_if_silent(self) -> None:
+            if self.cycle is None and self.transport.get_protocol() is self:
+                self.transport.abort()
 
     config = uvicorn.Config(
         app, interface="asgi3", loop="none", http=Http, ws="websockets-sansio", lifespan="off", log_config=None,

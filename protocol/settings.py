@@ -74,7 +74,7 @@ class Settings(BaseModel):
     api_key: SecretStr | None = Field(None, description="key that every request must bring; unset: none")
     metrics_key: SecretStr | None = Field(None, description="key of /metrics alone; unset: the API's")
     allowed_hosts: str | None = Field(None, description="host names served besides localhost, as in box,box.lan")
-    serve_requests: int = Field(8, ge=1, le=1024, description="generations the API runs at a time")
+    serve_requests: int = Field(4, ge=1, le=1024, description="generations the API runs at a time")
     serve_waiting: int = Field(64, ge=0, le=100_000, description="requests that may wait; more are told to come back")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port of metrics and health alone; unset: none")
 

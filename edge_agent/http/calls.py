@@ -45,7 +45,7 @@ class Service:
 
     agent: Agent
     wanted: Wanted = Wanted()
-    turnstile: Turnstile = field(default_factory=lambda: Turnstile(8, 64))
+    turnstile: Turnstile = field(default_factory=lambda: Turnstile(4, 64))
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     calls: set[Call] = field(default_factory=set)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -138,6 +139,18 @@ async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.Mon
         writer.close()
         await writer.wait_closed()
     assert b" 504 " in answer
+
+
+async def test_a_connection_that_asks_for_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "SILENT_SECONDS", 0.05)
+    async with alone() as one:
+        place = urlsplit(one.url)
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: localh")
+        with suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert len(await read_all(one, max_tokens=30, stream=True)) == 30, "one that speaks is not"
 
 
 async def test_a_silent_stream_says_that_it_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ async def test_the_status_tells_what_the_dashboard_shows(redis_url: str) -> None
     async with api(redis_url, prompts=True) as one, httpx.AsyncClient(base_url=one.url) as http:
         await one.chat(max_tokens=30)
         told = (await http.get("/v1/status")).json()
-    assert (told["target"], told["mode"], told["places"], told["draining"]) == (MODEL, "exact", 8, False)
+    assert (told["target"], told["mode"], told["places"], told["draining"]) == (MODEL, "exact", 4, False)
     assert told["sums"]["accepted_tokens"] > 0
     assert told["cloud"]["rtt_ms"] > 0
     (target,) = told["cloud"]["targets"]
