@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pilotfish.http")
 
 CHECK_SECONDS = 2.0
+POLLED = frozenset({"/metrics", "/health", "/ready", "/v1/status"})  # asked for every few seconds: no news
 Check = Callable[[], Awaitable[dict[str, Any]]]  # what to tell; raises PilotfishError for a no
 
 
@@ -107,7 +108,8 @@ class Counted:
         route = scope["path"] if scope["path"] in self.known else "other"
         metrics.REQUESTS.labels(route, str(status)).inc()
         about = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 1)}
-        log.info("%(method)s %(route)s %(status)s %(ms)s ms", about, extra=about)
+        level = logging.DEBUG if route in POLLED and status < 400 else logging.INFO
+        log.log(level, "%(method)s %(route)s %(status)s %(ms)s ms", about, extra=about)
 
 
 def operations_app(operations: Operations) -> App:

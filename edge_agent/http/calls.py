@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,7 @@ from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.http.answers import Written as Told
 from pilotfish.edge_agent.http.bodies import Asked, ChatBody
 from pilotfish.edge_agent.http.turnstile import Turnstile
-from pilotfish.edge_agent.http.writer import Watch, Writer, Written
+from pilotfish.edge_agent.http.writer import Token, Watch, Writer, Written
 from pilotfish.protocol import tracing
 from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import DeadlineExceeded, Draining, PromptTooLong, UnknownModel, UsageError
@@ -217,6 +217,10 @@ class Call:
         judged = summary.accepted + summary.corrected
         rate = summary.accepted / judged if judged else None
         return Told(**summary.model_dump(), mode=self.mode, acceptance=rate)
+
+    def spoken(self, tokens: Sequence[Token]) -> list[Token]:
+        """Tokens without the one that ends an answer: OpenAI's log-probabilities leave it out, as the text does."""
+        return [token for token in tokens if token.id not in self.service.agent.stop_ids]
 
     async def close(self) -> None:
         """Stop whatever still runs, here and in the cloud."""

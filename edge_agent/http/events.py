@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from typing import Any
 
 from pilotfish.edge_agent.http.faults import Fault, fault
 from pilotfish.protocol.errors import PilotfishError
@@ -28,10 +29,10 @@ class Stalled(Exception):
 
 
 class Answer:
-    """An answer whose body is made by `work()`: bytes for JSON, or an async generator of events for SSE."""
+    """Speaks while it listens for the client to leave; made by `whole` or `streamed`."""
 
-    def __init__(self, work: Callable[[], Awaitable[bytes]] | None, events: AsyncGenerator[bytes, None] | None) -> None:
-        self._work, self._events = work, events
+    def __init__(self, speak: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
+        self._speak = speak
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -48,17 +49,25 @@ class Answer:
         elif isinstance(ended, Exception):
             raise ended
 
-    async def _speak(self, send: Send) -> None:
-        if self._events is not None:
-            await _stream(self._events, send)
-        elif self._work is not None:
-            try:
-                body = await self._work()
-            except Exception as error:
-                await send_fault(fault(error), send)
-            else:
-                await _start(send, 200, {"content-type": "application/json"})
-                await _put(send, body, more=False)
+
+def whole(work: Callable[[], Awaitable[bytes]]) -> Answer:
+    """One JSON object, once `work` has it."""
+    return Answer(lambda send: _say(work, send))
+
+
+def streamed(events: AsyncGenerator[bytes, None]) -> Answer:
+    """Server-sent events, as they come."""
+    return Answer(lambda send: _stream(events, send))
+
+
+async def _say(work: Callable[[], Awaitable[bytes]], send: Send) -> None:
+    try:
+        body = await work()
+    except Exception as error:
+        await send_fault(fault(error), send)
+    else:
+        await _start(send, 200, {"content-type": "application/json"})
+        await _put(send, body, more=False)
 
 
 async def hang_up(scope: Scope) -> None:
@@ -92,7 +101,9 @@ async def _stream(events: AsyncGenerator[bytes, None], send: Send) -> None:
             while (event := await _next(coming, send)) is not None:
                 await _put(send, event)
                 coming = asyncio.ensure_future(anext(events, None))
-        except PilotfishError as error:
+        except Stalled:
+            raise
+        except Exception as error:
             await _put(send, sse(fault(error).body))
         finally:
             coming.cancel()

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from pilotfish.edge_agent.http import bodies, wording
 from pilotfish.edge_agent.http.answers import Model, Models
 from pilotfish.edge_agent.http.calls import Call, Service
-from pilotfish.edge_agent.http.events import Answer, sse
+from pilotfish.edge_agent.http.events import Answer, sse, streamed, whole
 from pilotfish.protocol.errors import DeadlineExceeded, UnknownModel, UsageError
 
 MAX_BYTES = 4 * bodies.MAX_TEXT
@@ -32,8 +32,8 @@ class Completions:
         trace = request.headers.get("traceparent", "")
         said = self._said(Call(self.service, asked, client_of(request, asked), trace=trace))
         if asked.stream:
-            return Answer(None, _events(said))
-        return Answer(lambda: wording.as_json(said), None)
+            return streamed(_events(said))
+        return whole(lambda: wording.as_json(said))
 
 
 async def _events(said: wording.Wording) -> AsyncGenerator[bytes, None]:

@@ -77,7 +77,8 @@ class Chat:
     def _logprobs(self, tokens: Sequence[Token]) -> ChatLogprobs | None:
         if not self.call.body.wants_logprobs:
             return None
-        return ChatLogprobs(content=[TokenLogprob(token=t.text, logprob=t.logprob, bytes=list(t.raw)) for t in tokens])
+        spoken = self.call.spoken(tokens)
+        return ChatLogprobs(content=[TokenLogprob(token=t.text, logprob=t.logprob, bytes=list(t.raw)) for t in spoken])
 
 
 class Text:
@@ -125,9 +126,10 @@ class Text:
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> TextLogprobs | None:
         if not self.call.body.wants_logprobs:
             return None
-        offsets = [self._offset(index, token) for token in tokens]
+        spoken = self.call.spoken(tokens)
+        offsets = [self._offset(index, token) for token in spoken]
         return TextLogprobs(
-            tokens=[t.text for t in tokens], token_logprobs=[t.logprob for t in tokens], text_offset=offsets
+            tokens=[t.text for t in spoken], token_logprobs=[t.logprob for t in spoken], text_offset=offsets
         )
 
     def _offset(self, index: int, token: Token) -> int:

@@ -46,7 +46,7 @@ async def test_a_request_is_one_trace_from_the_caller_to_the_engine_and_back(red
     assert names(kept).count("round") == names(kept).count("engine") == rounds
     for span in spans:
         assert "hello" not in str(span.attributes)
-        assert span.start_time <= span.end_time
+        assert (span.start_time or 0) <= (span.end_time or 0)
 
 
 def names(kept: InMemorySpanExporter) -> list[str]:
