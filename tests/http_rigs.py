@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import openai
 from rigs import agent, worker
 
+from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.http.app import application
@@ -46,7 +48,8 @@ async def served(service: Service, access: Access | None = None, **how: Any) -> 
     app = application(service, access, **how)
     async with serving(app, "127.0.0.1", 0, access.key) as url:
         key = access.key or "none"
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        plain = httpx.AsyncClient(verify=False)  # nothing is encrypted here, and reading certificates takes a while
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=plain) as client:
             yield Served(service, url, client)
 
 
@@ -59,16 +62,15 @@ async def api(redis_url: str, *, model: str = "", prompts: bool = False, **servi
         yield await stack.enter_async_context(served(Service(running, **service)))
 
 
-def lonely_agent(text: str = "", *, token_ms: float = 0.0) -> Agent:
-    """An agent without a cloud, whose draft writes `text`, from wherever the prompt ends, over and over."""
-    letters = text.encode() or b"abc "
-    return Agent(
-        FakeDrafter(lambda ids, at, _: letters[at % len(letters)], alpha=1.0, token_ms=token_ms), ByteTokenizer(), ()
-    )
+def lonely_agent(text: str = "abc ", *, token_ms: float = 0.0) -> Agent:
+    """An agent without a cloud: its draft writes `text` over and over, or with "" what the fake target would."""
+    letters = text.encode()
+    target = (lambda ids, at, _: letters[at % len(letters)]) if text else fake_target
+    return Agent(FakeDrafter(target, alpha=1.0, token_ms=token_ms), ByteTokenizer(), ())
 
 
 @asynccontextmanager
-async def alone(text: str = "", *, token_ms: float = 0.0, **service: Any) -> AsyncIterator[Served]:
+async def alone(text: str = "abc ", *, token_ms: float = 0.0, **service: Any) -> AsyncIterator[Served]:
     """The API of an agent without Redis."""
     running = lonely_agent(text, token_ms=token_ms)
     await running.start()

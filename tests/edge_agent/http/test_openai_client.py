@@ -23,7 +23,14 @@ def text(count: int, sampling: Sampling = WARM) -> str:
 
 
 @pytest.fixture
-async def one(redis_url: str) -> AsyncIterator[Served]:
+async def one() -> AsyncIterator[Served]:
+    """A draft that writes what the target would: everything but who wrote it is as with a cloud, and faster."""
+    async with alone("") as served:
+        yield served
+
+
+@pytest.fixture
+async def both(redis_url: str) -> AsyncIterator[Served]:
     async with api(redis_url) as served:
         yield served
 
@@ -35,8 +42,8 @@ async def test_the_models_are_the_target_and_the_draft(one: Served) -> None:
         await one.client.models.retrieve("gpt-5")
 
 
-async def test_an_answer_is_the_targets_own_text_and_says_who_wrote_it(one: Served) -> None:
-    answer = await one.chat(max_tokens=40, seed=7, temperature=1)
+async def test_an_answer_is_the_targets_own_text_and_says_who_wrote_it(both: Served) -> None:
+    answer = await both.chat(max_tokens=40, seed=7, temperature=1)
     (choice,) = answer.choices
     wrote = choice.pilotfish
     assert (choice.message.content, choice.message.role, choice.finish_reason) == (text(40), "assistant", "length")
@@ -90,16 +97,16 @@ async def test_the_seed_that_was_drawn_is_told(one: Served) -> None:
     assert again.choices[0].message.content == first.choices[0].message.content
 
 
-async def test_log_probabilities_are_the_targets_own(one: Served) -> None:
-    answer = await one.chat(seed=7, temperature=1, logprobs=True)
+async def test_log_probabilities_are_the_targets_own(both: Served) -> None:
+    answer = await both.chat(seed=7, temperature=1, logprobs=True)
     content = answer.choices[0].logprobs.content
     assert [token.logprob for token in content] == [fake_logprob(token) for token in draws(PROMPT, 20, WARM)]
     assert bytes(byte for token in content for byte in token.bytes) == bytes(draws(PROMPT, 20, WARM))
     assert "".join(token.token for token in content) == text(20)
-    chunks = [chunk async for chunk in await one.chat(seed=7, temperature=1, logprobs=True, stream=True)]
+    chunks = [chunk async for chunk in await both.chat(seed=7, temperature=1, logprobs=True, stream=True)]
     streamed = [token for chunk in chunks for token in (chunk.choices[0].logprobs or NOTHING).content]
     assert streamed == content
-    plain = await one.complete(seed=7, temperature=1, logprobs=0)
+    plain = await both.complete(seed=7, temperature=1, logprobs=0)
     assert plain.choices[0].logprobs.token_logprobs == [token.logprob for token in content]
     assert plain.choices[0].logprobs.text_offset[-1] <= len(text(20))
 
@@ -108,8 +115,8 @@ class NOTHING:
     content: tuple[Any, ...] = ()
 
 
-async def test_a_token_the_target_never_saw_has_no_log_probability(one: Served) -> None:
-    answer = await one.chat(logprobs=True, extra_body={"pilotfish": {"mode": "edge_only"}})
+async def test_a_token_the_target_never_saw_has_no_log_probability(both: Served) -> None:
+    answer = await both.chat(logprobs=True, extra_body={"pilotfish": {"mode": "edge_only"}})
     assert {token.logprob for token in answer.choices[0].logprobs.content} == {None}
     assert answer.choices[0].pilotfish["local"] == 20
 
@@ -175,9 +182,9 @@ async def test_a_request_that_cannot_be_served_is_refused_in_openais_words(
     assert caught.value.type == "invalid_request_error"
 
 
-async def test_ten_clients_at_once_are_all_answered(one: Served) -> None:
+async def test_ten_clients_at_once_are_all_answered(both: Served) -> None:
     async def ask(number: int) -> str:
-        stream = await one.chat(user=f"u{number}", seed=number, temperature=1, max_tokens=60, stream=True)
+        stream = await both.chat(user=f"u{number}", seed=number, temperature=1, max_tokens=60, stream=True)
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     got = await asyncio.wait_for(asyncio.gather(*map(ask, range(10))), 30)
