@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from pilotfish.edge_agent.agent import Agent
-    from pilotfish.edge_agent.http.calls import Service
+    from pilotfish.edge_agent.http.service import Service
     from pilotfish.protocol.settings import Settings
 
 WAIT_SECONDS = 10.0  # an agent that starts before its worker is no error yet

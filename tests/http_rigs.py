@@ -15,7 +15,7 @@ from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.http.app import application
-from pilotfish.edge_agent.http.calls import Service
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol.http_guard import Access
 from pilotfish.protocol.http_server import serving

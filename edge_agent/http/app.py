@@ -9,9 +9,9 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
 from pilotfish.edge_agent.http import bodies, openapi, page, routes, stream, wording
-from pilotfish.edge_agent.http.calls import Service
 from pilotfish.edge_agent.http.faults import INVALID, Fault, fault
 from pilotfish.edge_agent.http.operations import agent_operations
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.status import Status
 from pilotfish.protocol import http_operations
 from pilotfish.protocol.errors import PilotfishError

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pilotfish.edge_agent.http import answers, bodies
-from pilotfish.edge_agent.http.calls import Service
+from pilotfish.edge_agent.http.service import Service
 
 ASKED: tuple[type[BaseModel], ...] = (bodies.ChatBody, bodies.CompletionBody)
 TOLD: tuple[type[BaseModel], ...] = (

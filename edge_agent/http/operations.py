@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pilotfish.edge_agent.agent import Agent
-from pilotfish.edge_agent.http.calls import Service
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol import metrics
 from pilotfish.protocol.broker import translated
 from pilotfish.protocol.errors import Draining, NoWorker

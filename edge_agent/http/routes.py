@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from pilotfish.edge_agent.http import bodies, wording
 from pilotfish.edge_agent.http.answers import Model, Models
-from pilotfish.edge_agent.http.calls import Call, Service
+from pilotfish.edge_agent.http.calls import Call
 from pilotfish.edge_agent.http.events import Answer, sse, streamed, whole
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol.errors import DeadlineExceeded, UnknownModel, UsageError
 
 MAX_BYTES = 4 * bodies.MAX_TEXT

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.http.app import OPEN_PATHS, application
-from pilotfish.edge_agent.http.calls import Service, Wanted
 from pilotfish.edge_agent.http.operations import agent_operations
+from pilotfish.edge_agent.http.service import Service, Wanted
 from pilotfish.edge_agent.http.turnstile import Turnstile
 from pilotfish.edge_agent.launch import sampling
 from pilotfish.protocol.http_guard import Guard, access

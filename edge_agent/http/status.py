@@ -12,8 +12,8 @@ from typing import Any, get_args
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pilotfish.edge_agent.http.calls import Service
 from pilotfish.edge_agent.http.operations import rtt_ms
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol import inspection, metrics
 from pilotfish.protocol.errors import BrokerError
 from pilotfish.protocol.messages import Mode

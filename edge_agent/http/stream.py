@@ -26,8 +26,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pilotfish.edge_agent.http import bodies, events
 from pilotfish.edge_agent.http.answers import usage
-from pilotfish.edge_agent.http.calls import Call, Service
+from pilotfish.edge_agent.http.calls import Call
 from pilotfish.edge_agent.http.faults import fault
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.writer import Correction, Drafted, Written
 from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import UsageError

@@ -11,8 +11,8 @@ from http_rigs import MODEL, alone, api, lonely_agent, served
 from prometheus_client.parser import text_string_to_metric_families
 
 from pilotfish.edge_agent.generation import Task
-from pilotfish.edge_agent.http.calls import Service
 from pilotfish.edge_agent.http.operations import agent_operations
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol import metrics
 from pilotfish.protocol.http_guard import Access
 
