@@ -32,6 +32,7 @@ page is not known here (`http_operations.py` does).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -110,7 +111,11 @@ def _values(counter: Counter, label: str = "") -> dict[str, float]:
 
 
 def plain() -> dict[str, float]:
-    """Every counter and gauge that has no labels, by its exposed name."""
+    """Every counter and gauge with one label at most, by its exposed name: "jobs_total{verdict}"."""
     families = [family for family in REGISTRY.collect() if family.type in ("counter", "gauge")]
-    samples = [sample for family in families for sample in family.samples if not sample.labels]
-    return {sample.name: sample.value for sample in samples if not sample.name.endswith("_created")}
+    samples = [sample for family in families for sample in family.samples if not sample.name.endswith("_created")]
+    return {_short(sample.name, sample.labels): sample.value for sample in samples if len(sample.labels) < 2}
+
+
+def _short(name: str, labels: Mapping[str, str]) -> str:
+    return name + "".join(f"{{{value}}}" for value in labels.values())

@@ -69,3 +69,20 @@ async def test_a_refused_job_is_counted_under_its_code() -> None:
     before = value("pilotfish_jobs_total", outcome="too_long")
     await Verification(Engine(), "w", lambda: 1).handle(Ticket("default", job, 0, "r"), answer)  # type: ignore[arg-type]
     assert value("pilotfish_jobs_total", outcome="too_long") == before + 1
+
+
+def test_the_plain_view_names_values_by_their_label() -> None:
+    metrics.TOKENS.labels("local").inc(0)
+    told = metrics.plain()
+    assert told["pilotfish_generation_tokens_total{local}"] == value(
+        "pilotfish_generation_tokens_total", origin="local"
+    )
+    assert "pilotfish_num_requests_running" in told
+    assert not [name for name in told if "bucket" in name or "created" in name]
+
+
+def test_a_beat_tells_sums_as_whole_numbers() -> None:
+    metrics.TOKENS.labels("accepted").inc(2)
+    told = metrics.told()
+    assert int(told["accepted_tokens"]) >= 2
+    assert {"drafted_tokens", "generations", "resends"} <= told.keys()
