@@ -77,7 +77,7 @@ class Pair:
 
     def __init__(self, settings: Settings, url: str, logs: Path, *, serve: bool = False) -> None:
         self.settings, self.url, self.serve = settings, url, serve
-        self.children = Children(url, logs, _secrets(settings))
+        self.children = Children(url, logs, secrets_of(settings))
         self.redis = connect(url)
         tail = secrets.token_hex(2)
         self.worker_name, self.agent_name = f"up-worker-{tail}", settings.agent or f"up-agent-{tail}"
@@ -131,7 +131,7 @@ class Pair:
             await asyncio.wait({told}, timeout=0.2)
 
 
-def _secrets(settings: Settings) -> dict[str, str]:
+def secrets_of(settings: Settings) -> dict[str, str]:
     """Keys as environment variables."""
     held = {name: getattr(settings, name) for name in SECRETS}
     return {f"{ENV_PREFIX}{name.upper()}": key.get_secret_value() for name, key in held.items() if key}

@@ -153,8 +153,13 @@ async def _open_http(stack: AsyncExitStack, settings: Settings, running: Agent, 
     """The API, or metrics and health alone, or nothing; ready before the agent says that it is."""
     if not serve and settings.metrics_port is None:
         return None
-    from pilotfish.edge_agent.http.serve import serve_api, serve_operations, service_of
+    from pilotfish.protocol.errors import SettingsError
 
+    try:
+        from pilotfish.edge_agent.http.serve import serve_api, serve_operations, service_of
+    except ImportError as error:
+        fix = "pip install 'pilotfish[edge]'"
+        raise SettingsError(f"--serve and --metrics-port need {error.name}: {fix}, or leave them out") from None
     service = service_of(settings, running)
     open_http = serve_api if serve else serve_operations
     url = await stack.enter_async_context(open_http(settings, service, lambda: os.kill(os.getpid(), signal.SIGTERM)))

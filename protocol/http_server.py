@@ -58,7 +58,10 @@ def _url(host: str, port: int) -> str:
 
 
 def _server(app: App) -> Any:
-    import uvicorn
+    try:
+        import uvicorn
+    except ImportError:
+        raise SettingsError("serving HTTP needs uvicorn: pip install 'pilotfish[edge]', or leave it out") from None
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Http(H11Protocol):

@@ -23,7 +23,8 @@ def agent_operations(service: Service, end: Callable[[], None]) -> Operations:
     async def ready() -> dict[str, Any]:
         if service.draining:
             raise Draining("this agent is ending and takes nothing new")
-        return {"workers": await live_workers(service.agent), "rtt_ms": await rtt_ms(service.agent)}
+        wanted = service.wanted.mode != "edge_only"
+        return {"workers": await live_workers(service.agent) if wanted else 0, "rtt_ms": await rtt_ms(service.agent)}
 
     def drain() -> dict[str, Any]:
         service.draining = True

@@ -12,9 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.http.operations import agent_operations
+from pilotfish.edge_agent.http.serve import serve_api, serve_operations, service_of
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol import metrics
 from pilotfish.protocol.http_guard import Access
+from pilotfish.protocol.settings import Settings
 
 CANARY = "canary-7f3a"
 
@@ -129,6 +131,24 @@ async def test_no_text_of_a_prompt_or_an_answer_is_logged(redis_url: str, caplog
 
 def _clients(record: logging.LogRecord) -> bool:
     return record.name.partition(".")[0] in ("openai", "httpx", "httpcore")
+
+
+async def test_as_settings_say_with_or_without_the_api() -> None:
+    agent = lonely_agent()
+    settings = Settings(serve_port=0, metrics_port=0, api_key="k", mode="edge_only", max_tokens=3, serve_requests=1)
+    service = service_of(settings, agent)
+    assert service.turnstile.places == 1
+    for serve, has_api in ((serve_api, True), (serve_operations, False)):
+        async with (
+            serve(settings, service, lambda: None) as url,
+            httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer k"}) as http,
+        ):
+            assert (await http.get("/ready")).status_code == 200
+            answer = await http.post("/v1/completions", json={"model": MODEL, "prompt": "a"})
+            assert answer.status_code == (200 if has_api else 404)
+            if has_api:
+                assert answer.json()["usage"]["completion_tokens"] == 3
+    await agent.stop()
 
 
 async def test_the_key_of_the_metrics_alone() -> None:
