@@ -47,7 +47,9 @@ async def served(service: Service, access: Access | None = None, **how: Any) -> 
     app = application(service, access, **how)
     async with serving(app, "127.0.0.1", 0, access.key) as url:
         key = access.key or "none"
-        plain = openai.DefaultAsyncHttpxClient(verify=False)  # nothing is encrypted here, and reading certificates takes a while
+        plain = openai.DefaultAsyncHttpxClient(
+            verify=False
+        )  # nothing is encrypted here, and reading certificates takes a while
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=plain) as client:
             yield Served(service, url, client)
 

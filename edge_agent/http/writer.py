@@ -95,7 +95,8 @@ class Writer:
             self._close(generation)
 
     def _close(self, generation: Generation) -> None:
-        self.finish, self.summary = generation.finish, generation.summary()
+        self.finish = "stop" if self._stops.stopped else generation.finish  # its last token may have ended both
+        self.summary = generation.summary()
         self.agent.close(generation)
 
     def _write(self, tokens: Sequence[Committed]) -> Written | None:
