@@ -161,16 +161,12 @@ def screen(seen: View) -> Group:
 
 
 def _worker_table(rows: list[WorkerRow]) -> Table:
-    columns = "tokens/s rows/token steps/token cached running credit refused restarts".split()
     return _table(
         ("worker", "target", "state"),
-        columns,
-        (
-            (row.name, row.target, row.state, f"{row.tokens_per_second:.0f}", _ratio(row.rows_per_token),
-             _ratio(row.steps_per_token), _percent(row.cached_share), row.running, row.credit, row.refused,
-             row.restarts)
-            for row in rows
-        ),
+        ["tok/s", "rows/tok", "steps/tok", "cached", "jobs", "credit", "starts"],
+        ((row.name, row.target, row.state, f"{row.tokens_per_second:.0f}", _ratio(row.rows_per_token),
+          _ratio(row.steps_per_token), _percent(row.cached_share), row.running, row.credit, row.restarts + 1)
+         for row in rows),
         "no workers: start one with `pilotfish worker`",
     )  # fmt: skip
 
@@ -178,12 +174,10 @@ def _worker_table(rows: list[WorkerRow]) -> Table:
 def _agent_table(rows: list[AgentRow]) -> Table:
     return _table(
         ("agent", "target"),
-        "tokens/s acceptance local running generations resends".split(),
-        (
-            (row.name, row.target, f"{row.tokens_per_second:.0f}", _percent(row.acceptance), _percent(row.local_share),
-             row.running, row.generations, row.resends)
-            for row in rows
-        ),
+        ["tok/s", "accepted", "local", "running", "done", "resends"],
+        ((row.name, row.target[:8], f"{row.tokens_per_second:.0f}", _percent(row.acceptance), _percent(row.local_share),
+          row.running, row.generations, row.resends)
+         for row in rows),
         "no agents: start one with `pilotfish agent`",
     )  # fmt: skip
 

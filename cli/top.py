@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pilotfish.protocol.settings import Settings
 
 
+WIDE = 200  # columns of a file or pipe: nothing is cut there
+
+
 @takes(*BROKER)
 def top(
     settings: Settings,
@@ -35,6 +38,7 @@ def top(
 async def _once(settings: Settings, every: float, as_json: bool) -> None:
     import asyncio
     import json
+    import sys
 
     from rich.console import Console
 
@@ -48,7 +52,8 @@ async def _once(settings: Settings, every: float, as_json: bool) -> None:
     if as_json:
         print(json.dumps(seen.as_json()))
     else:
-        Console(highlight=False, soft_wrap=True).print(screen(seen))
+        width = None if sys.stdout.isatty() else WIDE
+        Console(highlight=False, width=width).print(screen(seen))
 
 
 async def _watch(settings: Settings, every: float) -> None:

@@ -3,7 +3,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import pty
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -73,4 +77,23 @@ async def test_the_fleet_is_seen_from_redis_alone(rig: Settings, cli: Cli) -> No
     assert (worker["name"], worker["state"], agent["name"]) == ("w1", "serving", "edge1")
     plain = await asyncio.to_thread(cli, "top", "--every", "0.6", env={"REDIS_URL": rig.redis_url or ""})
     assert "tokens/s" in plain.stdout
+    assert "…" not in plain.stdout, "nothing is cut where there is no terminal"
     assert "edge1" in plain.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("redis")
+def test_on_a_terminal_it_stays_until_it_is_stopped(redis_url: str) -> None:
+    ours, theirs = pty.openpty()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "pilotfish.cli.main", "top", "--every", "0.1"],
+        stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "REDIS_URL": redis_url, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    while said.count(b"tokens/s") < 3:
+        said += os.read(ours, 65536)
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(20) == 130
+    os.close(ours)
+    assert b"Traceback" not in said
