@@ -48,7 +48,7 @@ from pilotfish.protocol.messages import (
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")
 SAVE_SECONDS = 30.0
-PREFILL_ROWS = 256  # of a prompt at a time: a few tens of milliseconds for a model that drafts
+PREFILL_ROWS = 256  # ids of a prompt that are read at a time, between the drafts of others
 OnDraft = Callable[[int, Draft], None]  # (position of its first id in the sequence, draft)
 
 

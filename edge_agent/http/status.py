@@ -45,7 +45,7 @@ class Status:
             "mode": service.wanted.mode if agent.target else "edge_only",
             "modes": list(get_args(Mode)),
             "models": service.models,
-            "max_disagreement": getattr(agent.defaults, "max_disagreement", None),
+            "max_disagreement": agent.defaults.max_disagreement,
             "draining": service.draining,
             "running": len(agent.generations),
             "waiting": turnstile.waiting,

@@ -36,14 +36,16 @@ async def test_a_request_is_one_trace_from_the_caller_to_the_engine_and_back(red
             body = {"model": MODEL, "messages": HELLO, "max_tokens": 20}
             answer = await http.post("/v1/chat/completions", json=body, headers={"traceparent": CALLER})
             rounds = answer.json()["choices"][0]["pilotfish"]["rounds"]
-            await wait_until(lambda: names(kept).count("verify") == rounds, "the workers' last spans")
+            await wait_until(
+                lambda: names(kept).count("verify") == names(kept).count("queue") > 0, "the workers' spans"
+            )
     spans = list(kept.get_finished_spans())
     assert {span.context.trace_id for span in spans} == {int(CALLER.split("-")[1], 16)}
     assert {(span.name, parent_of(span, spans)) for span in spans} == {
         ("generation", "caller"), ("draft", "generation"), ("round", "generation"), ("queue", "round"),
         ("verify", "round"), ("engine", "verify"),
     }  # fmt: skip
-    assert names(kept).count("round") == names(kept).count("engine") == rounds
+    assert names(kept).count("round") == rounds >= names(kept).count("engine")
     for span in spans:
         assert "hello" not in str(span.attributes)
         assert (span.start_time or 0) <= (span.end_time or 0)
