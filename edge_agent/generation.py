@@ -187,6 +187,7 @@ class Generation:
         metrics.GENERATIONS.labels(outcome).inc()
         metrics.RESENDS.inc(counts.resends)
         metrics.DEGRADED.inc(self.was_degraded)
+        metrics.CEDED.inc(self.plan.ceded)
         for origin, tokens in self._origins.items():
             metrics.TOKENS.labels(origin).inc(tokens)
         for fate in ("applied", "stale", "duplicate", "disagreed", "invalid", "reordered"):
@@ -338,7 +339,7 @@ class Generation:
 
     def _apply(self, message: Verdict | Refusal | Unsent) -> list[Committed]:
         if isinstance(message, Unsent):
-            if message.flying in self.session.flight:
+            if message.flying in self.session.flight and not self._pausing:
                 self._failed(message.why)
             return []
         if isinstance(message, Refusal):

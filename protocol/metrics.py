@@ -13,6 +13,7 @@
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
     edge    pilotfish_degraded_total                      -            generations that went on without the cloud
+    edge    pilotfish_ceded_tokens_total                  -            tokens left to the cloud, drafting was slower
 
 Counting is in process and free of I/O; who serves the page is not known here.
 """
@@ -45,3 +46,4 @@ VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them
 RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
 GENERATIONS: Final = Counter("pilotfish_generations", "Generations by outcome", ["outcome"], registry=REGISTRY)
 DEGRADED: Final = Counter("pilotfish_degraded", "Generations that went on without the cloud", registry=REGISTRY)
+CEDED: Final = Counter("pilotfish_ceded_tokens", "Tokens left to the cloud: drafting was slower", registry=REGISTRY)
