@@ -229,6 +229,7 @@ class Generation:
         metrics.GENERATIONS.labels(outcome).inc()
         metrics.RESENDS.inc(counts.resends)
         metrics.DEGRADED.inc(self.was_degraded)
+        metrics.CEDED.inc(self.plan.ceded)
         for fate in ("applied", "stale", "duplicate", "disagreed", "invalid", "reordered"):
             metrics.VERDICTS.labels(fate).inc(getattr(counts, fate))
 
@@ -405,7 +406,7 @@ class Generation:
 
     def _apply(self, message: Verdict | Scores | Refusal | Unsent) -> list[Committed]:
         if isinstance(message, Unsent):
-            if message.flying in self.session.flight:
+            if message.flying in self.session.flight and not self._pausing:
                 self._failed(message.why)
             return []
         if isinstance(message, Refusal):

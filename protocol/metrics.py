@@ -28,6 +28,7 @@
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
     edge    pilotfish_degraded_total                      -            generations that went on without the cloud
+    edge    pilotfish_ceded_tokens_total                  -            tokens left to the cloud, drafting was slower
     edge    pilotfish_edge_cache_lookups_total            outcome      drafts that began without their KV: hit, miss
     edge    pilotfish_edge_cache_saved_tokens_total       -            tokens restored instead of computed
     edge    pilotfish_edge_cache_evictions_total          -            saved states dropped for room in memory
@@ -94,6 +95,7 @@ VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them
 RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
 GENERATIONS: Final = Counter("pilotfish_generations", "Generations by outcome", ["outcome"], registry=REGISTRY)
 DEGRADED: Final = Counter("pilotfish_degraded", "Generations that went on without the cloud", registry=REGISTRY)
+CEDED: Final = Counter("pilotfish_ceded_tokens", "Tokens left to the cloud: drafting was slower", registry=REGISTRY)
 LOOKUPS: Final = Counter(
     "pilotfish_edge_cache_lookups", "Drafts that began without their KV", ["outcome"], registry=REGISTRY
 )
