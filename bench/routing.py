@@ -64,7 +64,8 @@ def run(*, quick: bool = False) -> Report:
     stated = conditions(
         workers=WORKERS, block_size=BLOCK, kv_blocks_of_a_worker=KV_BLOCKS, prefill_tokens_per_second=1e6 / ROW_US,
         step_ms=STEP_MS, conversations_of_a_block=sizes.conversations, pairs_of_blocks=sizes.talk_blocks,
-        turns=sizes.shape.turns, lanes=sizes.shape.lanes, system_tokens=sizes.shape.system_tokens, think_ms=sizes.shape.think_ms,
+        turns=sizes.shape.turns, lanes=sizes.shape.lanes, system_tokens=sizes.shape.system_tokens,
+        think_ms=sizes.shape.think_ms,
     )  # fmt: skip
     with own_redis() as one, own_redis() as other:
         report = asyncio.run(_measure(one.url, other.url, sizes))
