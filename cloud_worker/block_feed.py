@@ -193,4 +193,4 @@ class BlockFeed:
 
     def _failed(self, error: Exception) -> None:
         metrics.INDEX_ERRORS.inc()
-        log.warning("the prefix index is away (%s): jobs stay where they are", error)
+        log.warning("the prefix index is away (%s %s): jobs stay where they are", type(error).__name__, error)

@@ -215,4 +215,4 @@ class Router:
 
     def _failed(self, error: Exception) -> None:
         metrics.INDEX_ERRORS.inc()
-        log.warning("a job could not be routed (%s): it is kept", error)
+        log.warning("a job could not be routed (%s %s): it is kept", type(error).__name__, error)

@@ -150,16 +150,18 @@ async def test_what_comes_at_once_is_spread(redis: Redis, redis_url: str) -> Non
 
 
 async def test_an_idle_worker_takes_what_was_passed_on_to_a_busy_one(redis: Redis, redis_url: str) -> None:
-    async with worker(redis_url, "w1", f"{CACHING},row_us=2000"):  # half a second for a prefix of 250
+    slow = f"{CACHING},row_us=4000"  # a second for a prefix of 250
+    async with worker(redis_url, "w1", slow), worker(redis_url, "w2", CACHING):
         edge, front = Edge(redis), Ingress(redis, TARGET, "front")
-        await edge.ask([*SYSTEM, 1])  # now its rate is known
+        assert (await edge.ask([*SYSTEM[:50], 1], "w1")).worker == "w1"  # now its rate is known
         await front.open()
-        sent = [await edge.send([n] * 250, "front") for n in range(8)]
-        for delivery in await front.pick_up(30, 10):
+        sent = [await edge.send([n] * 250, "front") for n in range(6)]
+        while len(front.held) < len(sent):
+            await front.pick_up(30, 10)
+        for delivery in list(front.held.values()):
             assert await front.pass_on(delivery, "w1", queued_tokens=250)
-        async with worker(redis_url, "w2", CACHING):
-            served = [(await edge.answer(each)).worker for each in sent]
-            await counted(redis, "stolen", 3, "w2")
+        served = [(await edge.answer(each)).worker for each in sent]
+        await counted(redis, "stolen", 3, "w2")
     assert served.count("w2") >= 3
 
 
