@@ -21,7 +21,13 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "tenant": (str, "whose jobs these are; a tenant is a Redis ACL user"),
     "agent": (str, "name of this device; unset: made from the host name"),
     "target": (str, "name of the target to ask; unset: the only one there is"),
-    "mode": (str, "who commits: exact (the cloud verifies all), cloud_only, edge_only", "exact|cloud_only|edge_only"),
+    "mode": (
+        str,
+        "who commits: exact (the cloud verifies all), gated, cloud_only, edge_only",
+        "exact|gated|cloud_only|edge_only",
+    ),
+    "max_disagreement": (float, "gated: share of tokens that may differ from the target's"),
+    "privacy": (str, "local_only: nothing of a request leaves this device", "shared|local_only"),
     "on_cloud_loss": (str, "wait or go on locally; unset: the mode decides", "wait|local"),
     "max_tokens": (int, "longest answer, in tokens"),
     "temperature": (float, "0 takes the likeliest token"),
@@ -30,35 +36,70 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "min_p": (float, "drop tokens below this share of the likeliest one"),
     "seed": (int, "seed of the draws; unset: random, and told"),
     "deadline_ms": (int, "a request gives up after this many ms"),
-    "draft_tokens": (int, "K, tokens drafted for one round"),
-    "window": (int, "rounds under way at a time"),
+    "drafting": (str, "auto: as far as it pays; always; fixed: draft_tokens each round", "auto|always|fixed"),
+    "draft_tokens": (int, "most tokens drafted for one round"),
+    "window": (int, "most rounds under way; 1: no drafting while a verdict is away"),
     "round_timeout_ms": (int, "a round is sent again after this many ms"),
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
     "pad_messages": (bool, "pad jobs and verdicts to fixed sizes, which then tell nothing"),
     "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
     "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
+    "edge_cache_mb": (float, "memory of the draft's saved KV states; 0: keep none"),
+    "edge_cache_disk_mb": (float, "disk for them, kept across restarts; 0: none"),
+    "strategy": (str, "how the draft's confidence is read; ensemble: all together"),
+    "strategies_off": (str, "strategies that are not used, as in entropy,margin"),
+    "audit_share": (float, "gated: share of requests the target scores afterwards"),
+    "serve_host": (str, "address to serve HTTP on; any but this machine's own wants a key"),
+    "serve_port": (int, "port of the API; 0 takes a free one"),
+    "api_key": (str, "key that every request must bring; unset: none"),
+    "metrics_key": (str, "key of /metrics alone; unset: the API's"),
+    "allowed_hosts": (str, "host names served besides localhost, as in box,box.lan"),
+    "serve_requests": (int, "generations the API runs at a time"),
+    "serve_waiting": (int, "requests that may wait; more are told to come back"),
+    "metrics_port": (int, "port of metrics and health alone; unset: none"),
     "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
     "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
     "draft_max": (int, "longest draft a worker takes in one round"),
     "max_sessions": (int, "sessions a worker serves at a time"),
     "kv_cache_gb": (float, "memory of the target's KV cache"),
-    "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
+    "compiled": (bool, "compile the target (vLLM): faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
     "tenant_mb": (int, "MB of Redis that one tenant may fill; more is removed"),
-    "kv_reuse": (bool, "use KV again: sessions stay in the target, prefixes are cached"),
+    "routing": (
+        str,
+        "a new session goes where its prefix is cached, to the shortest queue, or stays",
+        "prefix|load|off",
+    ),
+    "cache_key": (str, "keeps tenants' caches apart; unset: one that workers share"),
+    "kv_reuse": (bool, "use KV again, on both sides; off: every round and turn is computed anew"),
     "context": (int, "longest prompt and answer together, in tokens"),
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
     "cache_dir": (str, "converted models and such; unset: <XDG cache>/pilotfish"),
     "log_level": (str, "what is logged", "debug|info|warning|error"),
+    "log_format": (str, "how: lines for people, or one JSON object each", "text|json"),
+    "otlp_endpoint": (str, "OpenTelemetry collector (OTLP over HTTP); unset: no traces"),
 }
 
 BROKER = ("redis_url", "tls_ca", "allow_plaintext", "tenant")
-REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
-DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "pad_messages", "draft_model", "draft_threads")
-TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")
+REQUEST = (
+    "mode", "max_disagreement", "privacy", "on_cloud_loss", "max_tokens",
+    "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms",
+)  # fmt: skip
+EDGE_CACHE = ("edge_cache_mb", "edge_cache_disk_mb")
+DRAFT = (
+    "drafting", "draft_tokens", "window", "round_timeout_ms", "resends", "pad_messages",
+    "draft_model", "draft_threads", "strategy", "strategies_off", "audit_share", *EDGE_CACHE,
+)  # fmt: skip
+TARGET = (
+    "engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads",
+    "routing", "cache_key",
+)  # fmt: skip
 TENANTS = ("tenant_mb",)
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
+ACCESS = ("serve_host", "api_key", "metrics_key", "allowed_hosts", "metrics_port")
+SERVE = (*ACCESS, "serve_port", "serve_requests", "serve_waiting")
+TRACE = ("log_format", "otlp_endpoint")
 
 #: a command's own flag for data in JSON
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
@@ -134,6 +175,10 @@ def _load(chosen: dict[str, Any], config: str | None) -> Any:
     from pilotfish.protocol.settings import load
 
     settings = load(chosen, config)
+    if settings.log_format == "json":
+        from pilotfish.protocol.logs import use_json
+
+        use_json()
     logger = logging.getLogger("pilotfish")
     if not logger.isEnabledFor(logging.DEBUG):  # `pilotfish --debug` came first
         logger.setLevel(settings.log_level.upper())

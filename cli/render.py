@@ -62,8 +62,14 @@ def summary_line(summary: Summary) -> str:
         parts.append(f"acceptance {rate:.2f}")
     if summary.rounds:
         parts += [counted(summary.rounds, "round"), _cloud(summary)]
+    if summary.unverified:
+        parts.append(f"{summary.unverified} unverified, {summary.never_sent} never sent")
+    if summary.audited:
+        parts.append(f"audited {summary.audited}, {summary.audit_disagreed} differ")
     if summary.resends:
         parts.append(counted(summary.resends, "resend"))
+    if summary.ceded:
+        parts.append(f"{summary.ceded} left to the cloud, drafting was slower")
     if summary.degraded:
         parts.append("the cloud was lost for a while")
     parts += [f"{summary.total_ms:.0f} ms (first {summary.first_token_ms:.0f} ms)", f"seed {summary.seed}"]

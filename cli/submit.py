@@ -116,7 +116,12 @@ def new_prompt(settings: Settings, text: str, *, raw: bool) -> Prompt:
     from pilotfish.edge_agent.launch import sampling
     from pilotfish.protocol.messages import Prompt
 
-    own_draft = settings.origins()["draft_tokens"] != "default"  # else the agent's setting holds
+    if settings.privacy == "local_only":
+        raise UsageError(
+            "a submitted prompt travels through Redis, so it cannot be local_only: use `pilotfish chat` with "
+            "--privacy local_only"
+        )
+    origins = settings.origins()  # what was not chosen here is the agent's to choose
     try:
         return Prompt(
             request=secrets.token_hex(16),
@@ -126,7 +131,8 @@ def new_prompt(settings: Settings, text: str, *, raw: bool) -> Prompt:
             on_cloud_loss=settings.on_cloud_loss,
             max_tokens=settings.max_tokens,
             sampling=sampling(settings),
-            draft_tokens=settings.draft_tokens if own_draft else None,
+            draft_tokens=settings.draft_tokens,
+            max_disagreement=None if origins["max_disagreement"] == "default" else settings.max_disagreement,
             deadline_ms=settings.deadline_ms,
         )
     except ValidationError as error:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
-from pilotfish.protocol import metrics
+from pilotfish.cloud_worker.row_price import RowPrice
+from pilotfish.protocol import metrics, tracing
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
 from pilotfish.protocol.history import History
-from pilotfish.protocol.messages import Message, Refusal, RefusalCode, Verdict, VerifyJob
+from pilotfish.protocol.messages import Message, Refusal, RefusalCode, ScoreJob, Scores, Verdict, VerifyJob
 
 COALESCE_SECONDS = 0.025
 MAX_SESSIONS = 4096
@@ -27,6 +28,16 @@ CANCELLED = "the session was cancelled"
 SUPERSEDED = "a job of a later epoch has come"
 AHEAD_MS = 2_000  # how far ahead of Redis' clock an entry id may lie before it is called invented
 
+
+class Start(Protocol):
+    """What `routing.py` wants to hear about the first job of a session."""
+
+    def answered(self, cached: int, rows: int) -> None:
+        """The first draws are there."""
+        ...
+
+
+Job = VerifyJob | ScoreJob
 Answer = Callable[[Message, bool], Awaitable[None]]  # (message, last)
 
 
@@ -65,9 +76,11 @@ class Ticket:
     """A job as the broker handed it over."""
 
     tenant: str
-    job: VerifyJob
+    job: Job
     age_ms: int
     request_id: str
+    start: Start | None = None  # of a session that begins here
+    trace: str = ""  # the span that its engine's is a child of
 
 
 class Refused(Exception):
@@ -81,13 +94,16 @@ class Refused(Exception):
 class Verification:
     """Turns jobs into verdicts, for every session this worker serves."""
 
-    def __init__(self, engine: Engine, worker: str, credit: Callable[[], int]) -> None:
-        self.engine, self.worker, self.credit = engine, worker, credit
+    def __init__(
+        self, engine: Engine, worker: str, credit: Callable[[], int], salt: Callable[[str], str] = lambda tenant: ""
+    ) -> None:
+        self.engine, self.worker, self.credit, self.salt = engine, worker, credit, salt
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
-        self.counts = {"verified": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
+        self.price = RowPrice()
+        self.counts = dict.fromkeys(("verified", "scored", "refused", "tokens", "rows", "steps", "prefix", "cached"), 0)
 
     async def handle(self, ticket: Ticket, answer: Answer) -> None:
-        """Answer one job: one verdict, or several for a continuation, or one refusal. Never raises for a bad job."""
+        """Answer one job: verdicts (several for a continuation), scores, or one refusal. Never raises for a bad job."""
         try:
             self._check(ticket)
             known = self._session(ticket)
@@ -115,6 +131,11 @@ class Verification:
             self.known.pop((tenant, agent, session), None)
             await self.engine.forget(_engine_session(tenant, agent, session))
 
+    def knows(self, session: tuple[str, str, str]) -> bool:
+        """Whether jobs of (tenant, agent, session) were served here, and are remembered."""
+        known = self.known.get(session)
+        return known is not None and bool(known.ids)
+
     # --- before the engine -----------------------------------------------------------------------------------
 
     def _check(self, ticket: Ticket) -> None:
@@ -126,7 +147,7 @@ class Verification:
             raise Refused("expired", f"the job is {ticket.age_ms} ms old, its deadline was {job.deadline_ms} ms")
         if len(job.draft) > info.draft_max:
             raise Refused("bad_request", f"a draft of {len(job.draft)} exceeds the engine's {info.draft_max}")
-        if job.base + len(job.draft) + 1 + job.continue_tokens > info.context:
+        if job.base + len(job.draft) + 1 + _continues(job) > info.context:
             raise Refused("too_long", f"{job.base} tokens and what was asked exceed the context of {info.context}")
         if job.offset + len(job.ids) != job.base:
             raise Refused("bad_request", f"ids [{job.offset}, {job.offset + len(job.ids)}) do not end at {job.base}")
@@ -152,10 +173,8 @@ class Verification:
 
     async def _in_turn(self, ticket: Ticket, known: Known, answer: Answer) -> None:
         job = ticket.job
-        if job.epoch <= known.rejected_epoch:
-            raise Refused("stale", "a draft of this epoch was already rejected")
-        if job.epoch < known.newest_epoch:
-            raise Refused("stale", SUPERSEDED)
+        if isinstance(job, VerifyJob):
+            self._check_epoch(job, known)
         if job.offset > len(known.ids):
             raise Refused("need_prefix", "this worker does not know the session")
         prefix = known.ids[: job.offset] + array("I", job.ids)
@@ -165,20 +184,34 @@ class Verification:
                 *(("need_prefix", "other history") if job.offset else ("bad_request", "digest and ids differ"))
             )
         known.ids = prefix
-        await self._run(ticket, known, history, answer)
+        if isinstance(job, ScoreJob):
+            await self._score(ticket, job, known, answer)
+        else:
+            await self._run(ticket, known, history, answer)
+
+    def _check_epoch(self, job: VerifyJob, known: Known) -> None:
+        """What is drafted behind a rejected draft is never looked at; an audit is of committed text, whatever came."""
+        if job.epoch <= known.rejected_epoch:
+            raise Refused("stale", "a draft of this epoch was already rejected")
+        if job.epoch < known.newest_epoch:
+            raise Refused("stale", SUPERSEDED)
 
     # --- the engine ------------------------------------------------------------------------------------------
 
     async def _run(self, ticket: Ticket, known: Known, history: History, answer: Answer) -> None:
         """Ask the engine. What this worker knows of the session changes only with verdicts that have left."""
-        request, seq, done = _request(ticket, known), 0, False
+        request, seq, done = _request(ticket, known, self.salt(ticket.tenant)), 0, False
         clock = asyncio.get_running_loop().time
         known.running, started = request.request_id, clock()
-        since = started
+        since, span = started, tracing.Span("engine", ticket.trace)
         try:
             async with aclosing(coalesced(self.engine.stream(request), COALESCE_SECONDS)) as events:
                 async for event in events:
                     now = clock()
+                    if seq == 0:
+                        self.price.add(event.rows, len(request.draft), 1000 * (now - since))
+                        if ticket.start:
+                            ticket.start.answered(event.cached, event.rows)
                     verdict = self._verdict(ticket, history, event, seq, now - since)
                     since = now
                     await answer(verdict, event.done)
@@ -194,6 +227,30 @@ class Verification:
                 raise Refused("cancelled", CANCELLED)
         finally:
             known.running = ""
+            span.end()
+
+    async def _score(self, ticket: Ticket, job: ScoreJob, known: Known, answer: Answer) -> None:
+        """Ask the engine for every draw along the audited tokens; they are then among the ids this worker knows."""
+        request, started = _request(ticket, known, self.salt(ticket.tenant)), asyncio.get_running_loop().time()
+        known.running = request.request_id
+        try:
+            async with aclosing(self.engine.stream(request)) as events:
+                async for event in events:
+                    seconds = asyncio.get_running_loop().time() - started
+                    await answer(self._scores(job, event, seconds), True)
+                    self._count(ticket, event, 0, seconds)
+                    known.ids.extend(job.draft)
+                    return
+            raise Refused("cancelled", CANCELLED)
+        finally:
+            known.running = ""
+
+    def _scores(self, job: ScoreJob, event: VerifyEvent, engine_seconds: float) -> Scores:
+        return Scores(
+            boot=job.boot, session=job.session, round=job.round, base=job.base, digest=job.digest,
+            draws=tuple(event.draws), worker=self.worker, credit=self.credit(),
+            engine_ms=round(engine_seconds * 1000, 3), rows=event.rows, steps=event.steps,
+        )  # fmt: skip
 
     def _verdict(
         self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, engine_seconds: float
@@ -211,6 +268,7 @@ class Verification:
             digest=history.digest(base),
             draws=tuple(event.draws),
             accepted=event.accepted,
+            logprobs=tuple(event.logprobs),
             worker=self.worker,
             credit=self.credit(),
             queue_ms=max(0.0, float(ticket.age_ms)),
@@ -218,27 +276,35 @@ class Verification:
             rows=event.rows,
             steps=event.steps,
             cached=event.cached,
+            row_ms=round(self.price.ms, 4),
         )
 
     def _count(self, ticket: Ticket, event: VerifyEvent, seq: int, engine_seconds: float) -> None:
         """Into the beat's counts (for people) and the metrics (for Prometheus)."""
+        scored = isinstance(ticket.job, ScoreJob)
+        tokens = 0 if scored else len(event.draws)
         for name, amount in {
-            "verified": int(seq == 0),
-            "tokens": len(event.draws),
+            "verified": int(seq == 0 and not scored),
+            "scored": int(scored),
+            "tokens": tokens,
             "rows": event.rows,
             "steps": event.steps,
+            "prefix": ticket.job.base if seq == 0 else 0,
+            "cached": event.cached,
         }.items():
             self.counts[name] += amount
-        metrics.COMMITTED.inc(len(event.draws))
+        metrics.COMMITTED.inc(tokens)
         metrics.ROWS.inc(event.rows)
         metrics.STEPS.inc(event.steps)
+        metrics.CACHE_HITS.inc(event.cached)
         if seq == 0:
+            metrics.CACHE_QUERIES.inc(ticket.job.base)
             metrics.QUEUE_SECONDS.observe(max(0, ticket.age_ms) / 1000)
         if event.done:
             metrics.JOBS.labels("verdict").inc()
             metrics.VERIFY_SECONDS.observe(engine_seconds)
 
-    def _refusal(self, job: VerifyJob, code: RefusalCode, sentence: str) -> Refusal:
+    def _refusal(self, job: Job, code: RefusalCode, sentence: str) -> Refusal:
         self.counts["refused"] += 1
         metrics.JOBS.labels(code).inc()
         return Refusal(
@@ -253,7 +319,7 @@ class Verification:
         )
 
 
-def _request(ticket: Ticket, known: Known) -> VerifyRequest:
+def _request(ticket: Ticket, known: Known, salt: str) -> VerifyRequest:
     job = ticket.job
     return VerifyRequest(
         request_id=ticket.request_id,
@@ -261,9 +327,16 @@ def _request(ticket: Ticket, known: Known) -> VerifyRequest:
         prefix=known.ids.tolist(),
         draft=list(job.draft),
         sampling=job.sampling,
-        continue_tokens=job.continue_tokens,
-        stop_ids=job.stop_ids,
+        continue_tokens=_continues(job),
+        stop_ids=job.stop_ids if isinstance(job, VerifyJob) else (),
+        cache_salt=salt,
+        score=isinstance(job, ScoreJob),
+        logprobs=isinstance(job, VerifyJob) and job.logprobs,
     )
+
+
+def _continues(job: Job) -> int:
+    return job.continue_tokens if isinstance(job, VerifyJob) else 0
 
 
 def _engine_session(tenant: str, agent: str, session: str) -> str:
@@ -294,4 +367,5 @@ def _merge(first: VerifyEvent, then: VerifyEvent) -> VerifyEvent:
         steps=first.steps + then.steps,
         cached=first.cached,
         done=then.done,
+        logprobs=first.logprobs + then.logprobs,
     )

@@ -22,10 +22,15 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
 
+from pilotfish.cache.prefix_index import PrefixIndex
+from pilotfish.cloud_worker.block_feed import BlockFeed
 from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.cloud_worker.operations import HttpSpec, served
+from pilotfish.cloud_worker.routing import PassedOn, Router, Routing, Session
+from pilotfish.cloud_worker.salts import Salts
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
-from pilotfish.protocol import fleet, keys
+from pilotfish.protocol import fleet, keys, metrics, tracing
 from pilotfish.protocol.bounds import Bounds
 from pilotfish.protocol.broker import (
     CONNECT_SECONDS,
@@ -39,13 +44,15 @@ from pilotfish.protocol.broker import (
 from pilotfish.protocol.codec import decode
 from pilotfish.protocol.errors import BrokerError, InvalidMessage, SettingsError
 from pilotfish.protocol.ingress import Delivery, Ingress
-from pilotfish.protocol.messages import Cancel, Close, Message, Refusal, RefusalCode, ToWorker, VerifyJob
+from pilotfish.protocol.messages import Cancel, Close, Message, Refusal, RefusalCode, ScoreJob, ToWorker, VerifyJob
 
 log = logging.getLogger("pilotfish.worker")
 
 JOB_SECONDS = 600
 DRAIN_SECONDS = 20
 TENANT_BYTES = 256 << 20  # of Redis, for all keys of one tenant
+PICKS = 4  # at once, by a worker that may soon have enough in hand
+BACKLOG_MS = 20  # a worker with enough prefill in hand looks again so soon
 STOCK_EVERY_SECONDS = 1.0  # arq's own zset: cron, deferred and admin jobs
 
 
@@ -58,7 +65,10 @@ class WorkerSpec:
     name: str = ""
     model_name: str = ""
     max_jobs: int = 64
+    routing: Routing = "prefix"
+    cache_key: str = ""
     tenant_bytes: int = TENANT_BYTES
+    http: HttpSpec | None = None  # where metrics, health, ready and drain are served; None: nowhere
 
 
 class StreamWorker(Worker):
@@ -66,14 +76,16 @@ class StreamWorker(Worker):
 
     def __init__(
         self, functions: Any, *, ingress: Ingress, describe: Callable[[], dict[str, str]],
-        announce: Callable[[], Awaitable[None]], bounds: Bounds | None = None, **kwargs: Any,
+        announce: Callable[[], Awaitable[None]], router: Router | None = None, bounds: Bounds | None = None,
+        **kwargs: Any,
     ) -> None:  # fmt: skip
         _refuse_pickle(kwargs)
         super().__init__(
             functions, poll_delay=0, handle_signals=True, job_completion_wait=DRAIN_SECONDS, log_results=False,
             queue_name=f"arq:{keys.PREFIX}:{ingress.target}", **kwargs,
         )  # fmt: skip
-        self.ingress, self.describe, self.announce = ingress, describe, announce
+        self.ingress, self.describe, self.announce, self.router = ingress, describe, announce, router
+        self.beat_at = 0.0  # on the loop's clock
         self.bounds = bounds or Bounds(ingress.redis, ingress.target, ingress.worker, TENANT_BYTES)
         self._sweeper: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
@@ -121,7 +133,11 @@ class StreamWorker(Worker):
             await self._through(self._pick_up)
 
     async def _pick_up(self) -> None:
-        for delivery in await self.ingress.pick_up(self.credit, keys.BLOCK_MS):
+        more = self.router is None or self.router.takes_more
+        count, wait_ms = self.credit, keys.BLOCK_MS if more else BACKLOG_MS
+        if self.router:
+            count = min(count, PICKS)
+        for delivery in await self.ingress.pick_up(count, wait_ms, passed_on=more):
             self.begin(delivery)
         await asyncio.sleep(0)  # the jobs begin first, then the next pick-up is sent
 
@@ -142,6 +158,9 @@ class StreamWorker(Worker):
     async def _sweep(self) -> None:
         for delivery in await self.ingress.sweep(self.credit):
             self.begin(delivery)
+        if self.router and self.allow_pick_jobs and not self.job_counter:
+            for delivery in await self.ingress.steal(1):
+                self.begin(delivery)
 
     async def _beat(self) -> None:
         serving = self.allow_pick_jobs
@@ -149,6 +168,9 @@ class StreamWorker(Worker):
         if not await self.ingress.beat({**self.describe(), **state}, serving=serving):
             await self.announce()
         await self.bounds.hold(self.ingress.open_streams)
+        if self.router:
+            await self.router.beat(serving=serving)
+        self.beat_at = self.loop.time()
 
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
@@ -170,12 +192,14 @@ class StreamWorker(Worker):
         """Run one delivery as a task of arq's, so that time-outs, drain and counters see it."""
         name = f"{delivery.stream} {delivery.entry_id}"
         self.job_counter += 1
+        metrics.RUNNING.set(self.job_counter)
         task = self.loop.create_task(self._run(delivery))
         self.tasks[name] = task
         task.add_done_callback(lambda _: self._ended(name))
 
     def _ended(self, name: str) -> None:
         self.job_counter -= 1
+        metrics.RUNNING.set(self.job_counter)
         self.tasks.pop(name, None)
 
     async def _run(self, delivery: Delivery) -> None:
@@ -202,7 +226,7 @@ class StreamWorker(Worker):
 
     async def _decode_and_answer(self, delivery: Delivery) -> None:
         try:
-            message: VerifyJob | Cancel | Close = decode(delivery.payload, ToWorker)
+            message: ToWorker = decode(delivery.payload, ToWorker)
         except InvalidMessage as error:
             await self._refuse(delivery, None, "invalid_message", str(error), dead=True)
             return
@@ -213,7 +237,7 @@ class StreamWorker(Worker):
             return
         await self._call(delivery, message)
 
-    async def _call(self, delivery: Delivery, message: VerifyJob | Cancel | Close) -> None:
+    async def _call(self, delivery: Delivery, message: ToWorker) -> None:
         function = self.functions[message.type]
         seconds = function.timeout_s or self.job_timeout_s
         try:
@@ -231,7 +255,7 @@ class StreamWorker(Worker):
     async def _refuse(
         self,
         delivery: Delivery,
-        message: VerifyJob | Cancel | Close | None,
+        message: ToWorker | None,
         code: RefusalCode,
         sentence: str,
         *,
@@ -239,7 +263,7 @@ class StreamWorker(Worker):
     ) -> None:
         self.jobs_failed += 1
         about: dict[str, Any] = {}
-        if isinstance(message, VerifyJob):
+        if isinstance(message, VerifyJob | ScoreJob):
             about = {name: getattr(message, name) for name in ("boot", "session", "epoch", "round")}
         refusal = Refusal(code=code, sentence=sentence[:500], worker=self.ingress.worker, credit=self.credit, **about)
         await self.ingress.reply(delivery, refusal, dead=code if dead else "")
@@ -259,6 +283,8 @@ class StreamWorker(Worker):
         """
         self.allow_pick_jobs = False
         await end_tasks(task for task in (self._sweeper, self._picking, *self.tasks.values()) if task)
+        if self.router:
+            await self.router.feed.stop()
         try:
             await self.ingress.leave()
             await self.pool.delete(self.health_check_key)
@@ -280,23 +306,45 @@ def _refuse_pickle(kwargs: dict[str, Any]) -> None:
 # --- functions arq knows by name ---------------------------------------------------------------------------------
 
 
-async def verify(ctx: dict[str, Any], job: VerifyJob) -> None:
-    """One verify job: verdicts or a refusal, the last one in the transaction that acknowledges it."""
+async def verify(ctx: dict[str, Any], job: VerifyJob | ScoreJob) -> None:
+    """One verify or score job: replies or a refusal, the last one in the transaction that acknowledges it."""
     delivery: Delivery = ctx["delivery"]
     ingress: Ingress = ctx["worker"].ingress
     # an entry's id is unique within its stream only, and the engine knows requests of every stream
     request_id = f"{delivery.stream} {delivery.entry_id}/{delivery.deliveries}"
-    ticket = Ticket(delivery.tenant, job, ingress.age_ms(delivery), request_id)
+    age_ms, router = ingress.age_ms(delivery), ctx["worker"].router
+    try:
+        start = await router.place(delivery, job) if router and age_ms >= -AHEAD_MS else None
+    except PassedOn:
+        return
+    ticket = Ticket(delivery.tenant, job, age_ms, request_id, start)
+
+    outcome = "none"
 
     async def answer(message: Message, last: bool) -> None:
+        nonlocal outcome
+        outcome = getattr(message, "code", "verdict")
         await ingress.reply(delivery, message, last=last)
 
-    await ctx["verification"].handle(ticket, answer)
+    trace = job.trace if isinstance(job, VerifyJob) else ""
+    tracing.past("queue", trace, max(0, ticket.age_ms), deliveries=delivery.deliveries)
+    span = tracing.Span("verify", trace, worker=ingress.worker, draft=len(job.draft))
+    try:
+        await ctx["verification"].handle(replace(ticket, trace=span.context), answer)
+    finally:
+        span.end(outcome=outcome)
+        if start:
+            start.close()
 
 
 async def cancel(ctx: dict[str, Any], message: Cancel | Close) -> None:
     """Stop what runs for a session (cancel), and forget it (close); acknowledged without a reply."""
     delivery: Delivery = ctx["delivery"]
+    if router := ctx["worker"].router:
+        try:
+            await router.follow(delivery, message)
+        except PassedOn:
+            return
     closing = isinstance(message, Close)
     await ctx["verification"].cancel(delivery.tenant, message.agent, message.session, close=closing)
     await ctx["worker"].ingress.reply(delivery, None)
@@ -304,6 +352,7 @@ async def cancel(ctx: dict[str, Any], message: Cancel | Close) -> None:
 
 FUNCTIONS = (
     func(verify, name="verify", max_tries=1),
+    func(verify, name="score", max_tries=1),
     func(cancel, name="cancel", max_tries=1),
     func(cancel, name="close", max_tries=1),
 )
@@ -351,25 +400,32 @@ async def _serve(
     target = fleet.Target(fleet.target_id(info.fingerprint), shown, info.context, info.draft_max, engine.vocabulary)
     name = spec.name or f"{info.engine}-{secrets.token_hex(3)}"
     ingress = Ingress(pool, target.id, name)
+    salts = Salts(pool, spec.cache_key.encode())
+    await salts.agree()
+    router = _router(spec, ingress, engine, salts, lambda session: verification.knows(session))
     worker = StreamWorker(
         FUNCTIONS, ingress=ingress, describe=lambda: _describe(worker, engine), redis_pool=pool, max_jobs=spec.max_jobs,
-        announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
+        router=router, announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
         bounds=Bounds(pool, target.id, name, spec.tenant_bytes),
         job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
-    worker.ctx["verification"] = Verification(engine, name, lambda: worker.credit)
+    verification = Verification(engine, name, lambda: worker.credit, salts.of)
+    worker.ctx["verification"] = verification
 
     async def open_and_beat(ctx: dict[Any, Any]) -> None:
         await worker.announce()
         await ingress.open()
         await ingress.beat({"state": "serving"})
+        if router:
+            await router.feed.start()
         if ready:
             ready(target, engine)
 
     worker.on_startup = open_and_beat
     logging.getLogger("arq.worker").setLevel(logging.WARNING)  # its INFO holds the arguments of every job
     try:
-        await worker.async_run()
+        async with served(spec.http, worker, engine):
+            await worker.async_run()
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task and task.cancelling():
@@ -377,6 +433,18 @@ async def _serve(
         log.info("drained")
     finally:
         await worker.close()
+
+
+def _router(
+    spec: WorkerSpec, ingress: Ingress, engine: EngineProcess, salts: Salts, knows: Callable[[Session], bool]
+) -> Router | None:
+    """None for an engine without a prefix cache, and where it is switched off: first come, first served."""
+    info = engine.info
+    if spec.routing == "off" or not info.kv_blocks:
+        return None
+    feed = BlockFeed(PrefixIndex(ingress.redis, ingress.target), ingress.worker, info.kv_blocks)
+    engine.on_kv = feed.heard
+    return Router(ingress, feed, info.block_size, salts, knows, spec.routing)
 
 
 def _describe(worker: StreamWorker, engine: EngineProcess) -> dict[str, str]:
@@ -388,4 +456,5 @@ def _describe(worker: StreamWorker, engine: EngineProcess) -> dict[str, str]:
         "running": str(worker.job_counter),
         "restarts": str(engine.restarts),
         **{name: str(value) for name, value in counts.items()},
+        **(worker.router.describe() if worker.router else {}),
     }

@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pilotfish.edge_agent.drafters.base import Draft, Drafter
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
+from pilotfish.edge_agent.generation import WINDOW, DraftFn, Generation, Task
+from pilotfish.edge_agent.learning import Learner
+from pilotfish.edge_agent.plan import Experience
+from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
-from pilotfish.protocol import keys
+from pilotfish.protocol import keys, metrics
 from pilotfish.protocol.broker import EdgeBroker, Taken, end_tasks
-from pilotfish.protocol.errors import BrokerError, EmptyPrompt, InvalidMessage, PilotfishError, PromptTooLong
+from pilotfish.protocol.errors import (
+    BrokerError,
+    EmptyPrompt,
+    InvalidMessage,
+    PilotfishError,
+    PromptTooLong,
+    StoreError,
+)
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
     Accepted,
     CancelRequest,
+    Drafting,
     Failed,
     Finished,
     Prompt,
@@ -35,6 +47,9 @@ from pilotfish.protocol.messages import (
 
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")
+SAVE_SECONDS = 30.0
+PREFILL_ROWS = 256  # ids of a prompt that are read at a time, between the drafts of others
+OnDraft = Callable[[int, Draft], None]  # (position of its first id in the sequence, draft)
 
 INBOX_MAX = 256  # messages that wait for one generation
 
@@ -43,11 +58,14 @@ INBOX_MAX = 256  # messages that wait for one generation
 class Defaults:
     """What a request gets where it does not say otherwise."""
 
-    draft_tokens: int = 4
-    window: int = 1
+    drafting: Drafting = "auto"
+    draft_tokens: int | None = None
+    window: int = WINDOW
     resends: int = 2
     round_timeout_ms: int = 5_000
     max_requests: int = 8
+    max_disagreement: float = 0.02
+    audit_share: float = 0.05
 
 
 class Agent:
@@ -61,10 +79,15 @@ class Agent:
         broker: EdgeBroker | None = None,
         target: Target | None = None,
         defaults: Defaults | None = None,
+        learner: Learner | None = None,
     ) -> None:
         self.drafter, self.tokenizer, self.stop_ids = drafter, tokenizer, frozenset(stop_ids)
         self.broker, self.target, self.defaults = broker, target, defaults or Defaults()
+        self.experience = Experience()
+        self.learner = learner or Learner(drafter.info.fingerprint, target.id if target else "", "")
         self.generations: dict[str, Generation] = {}
+        self._coin = random.SystemRandom()
+        self._known: dict[str, int] = {}  # session -> ids the drafter was given last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._tasks: list[asyncio.Task[None]] = []
         self._requests: dict[str, Generation] = {}
@@ -78,6 +101,7 @@ class Agent:
         if self.broker is None:
             return
         self._tasks.append(asyncio.create_task(_for_ever(self._read_replies)))
+        self._tasks.append(asyncio.create_task(_for_ever(self._save_often)))
         if take_prompts:
             await self.broker.open_prompts()
             self._taking = asyncio.create_task(_for_ever(self._take_prompts))
@@ -87,6 +111,7 @@ class Agent:
     async def stop(self) -> None:
         """End every task and generation, leave the fleet, free the drafter."""
         await end_tasks([*self._tasks, *self._taken.values()])
+        self._save()
         if self.broker is not None:
             with suppress(BrokerError):
                 await self.broker.leave()
@@ -110,23 +135,39 @@ class Agent:
         ids = await self._on_thread(lambda: self.tokenizer.encode(text, chat=chat))
         if not ids:
             raise EmptyPrompt("the prompt has no tokens: give some text")
-        room = min([self.drafter.info.context, *([self.target.context] if self.target else [])])
-        if len(ids) + max_tokens + 1 > room:
+        if len(ids) + max_tokens + 1 > self.context:
             raise PromptTooLong(
-                f"the prompt's {len(ids)} tokens and {max_tokens} for the answer exceed the context of {room}: "
+                f"the prompt's {len(ids)} tokens and {max_tokens} for the answer exceed the context of {self.context}: "
                 f"shorten it or lower --max-tokens"
             )
         return tuple(ids)
 
-    def open(self, task: Task) -> Generation:
-        """A generation of this agent; run it, then `close` it."""
-        generation = Generation(task, self._draft, self.broker, self.target, self.vocab_size)
+    @property
+    def context(self) -> int:
+        """Longest prompt and answer together, in tokens: the shorter of draft and target."""
+        return min([self.drafter.info.context, *([self.target.context] if self.target else [])])
+
+    def open(self, task: Task, on_draft: OnDraft | None = None) -> Generation:
+        """A generation of this agent; run it, then `close` it. `on_draft` sees what is drafted before it is judged."""
+        gate, share = None, 0.0
+        if task.mode == "gated" and self.target:
+            gate = self.learner.of(task.sampling).gate(task.max_disagreement)
+            share = gate.audit_share(self.defaults.audit_share)
+        chosen = share if self._coin.random() < share else None
+        generation = Generation(
+            task, self._drafting(on_draft), self.broker, self.target, self.vocab_size, gate, chosen, self.experience
+        )
         self.generations[generation.session.id] = generation
+        metrics.RUNNING.set(len(self.generations))
         return generation
 
     def close(self, generation: Generation) -> None:
-        """Forget a generation, here and in the drafter."""
+        """Learn what a generation teaches, then forget it, here and in the drafter."""
         if self.generations.pop(generation.session.id, None):
+            self.learner.learn(generation.task.sampling, generation.lesson())
+            metrics.observe(generation.summary())
+            metrics.RUNNING.set(len(self.generations))
+            self._known.pop(generation.session.id, None)
             self._thread.submit(self.drafter.close_session, generation.session.id)
 
     @property
@@ -135,9 +176,31 @@ class Agent:
         return len(self.target.vocabulary) if self.target else self.drafter.info.vocab_size
 
     async def _draft(
-        self, session: str, ids: Sequence[int], count: int, sampling: Sampling, stop_ids: frozenset[int]
+        self,
+        session: str,
+        ids: Sequence[int],
+        count: int,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        proceed: Proceed,
     ) -> Draft:
-        return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids))
+        """A draft; what it needs of a long prompt is read in turns with other generations' drafts."""
+        known, self._known[session] = self._known.get(session, 0), len(ids)
+        for _ in range((len(ids) - known) // PREFILL_ROWS):  # bounded: others may take the session's sequence away
+            if await self._on_thread(lambda: self.drafter.prefill(session, ids, PREFILL_ROWS)):
+                break
+        return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids, proceed))
+
+    def _drafting(self, on_draft: OnDraft | None) -> DraftFn:
+        if on_draft is None:
+            return self._draft
+
+        async def draft(session: str, ids: Sequence[int], *how: Any) -> Draft:
+            drafted = await self._draft(session, ids, *how)
+            on_draft(len(ids), drafted)
+            return drafted
+
+        return draft
 
     async def _on_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
@@ -163,11 +226,23 @@ class Agent:
 
     async def _beat(self) -> None:
         assert self.broker is not None
-        fields = {"running": str(len(self._taken)), "target": self.target.id if self.target else ""}
+        target = self.target.id if self.target else ""
+        fields = {"running": str(len(self.generations)), "target": target, **self.drafter.beat, **metrics.told()}
         await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
         for entry_id in await self.broker.keep_prompts(list(self._taken)):
             if task := self._taken.get(entry_id):
                 task.cancel()  # we slept, and another agent answers it now
+
+    async def _save_often(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            self.learner.save()
+        except StoreError as error:
+            log.warning("%s", error)
 
     async def _take_prompts(self) -> None:
         assert self.broker is not None
@@ -249,7 +324,7 @@ class Agent:
     async def _speak(self, request: str, generation: Generation) -> None:
         assert self.broker is not None
         decoder, start = Decoder(self.tokenizer.piece, self.stop_ids), 0
-        async with aclosing(generation.run()) as run:
+        async with aclosing(_unhurried(generation.run())) as run:
             async for tokens in run:
                 ids, origins = tuple(t.id for t in tokens), tuple(t.origin for t in tokens)
                 pieces = tuple(decoder.feed(token) for token in ids)
@@ -260,13 +335,16 @@ class Agent:
     def task(self, prompt: Prompt, ids: tuple[int, ...]) -> Task:
         """A prompt's wishes, completed by this agent's defaults."""
         chosen = self.defaults.draft_tokens if prompt.draft_tokens is None else prompt.draft_tokens
+        budget = self.defaults.max_disagreement if prompt.max_disagreement is None else prompt.max_disagreement
         return Task(
             prompt=ids,
             mode=prompt.mode,
-            on_cloud_loss=prompt.on_cloud_loss or "wait",
+            on_cloud_loss=prompt.on_cloud_loss or ("local" if prompt.mode == "gated" else "wait"),
+            max_disagreement=budget,
             sampling=prompt.sampling,
             max_tokens=prompt.max_tokens,
             stop_ids=self.stop_ids,
+            drafting=self.defaults.drafting,
             draft_tokens=chosen,
             window=self.defaults.window,
             resends=self.defaults.resends,
@@ -279,6 +357,34 @@ def _hand_over(inbox: asyncio.Queue[Any], message: Any) -> None:
     """Unless a worker has gone wild: then the round's timer makes up for what is lost."""
     if inbox.qsize() < INBOX_MAX:
         inbox.put_nowait(message)
+
+
+async def _unhurried(run: AsyncGenerator[list[Committed], None]) -> AsyncGenerator[list[Committed], None]:
+    """The same tokens, but the generation goes on while its reader is busy: to tell them takes a round trip each."""
+    ready: asyncio.Queue[list[Committed] | None] = asyncio.Queue()
+
+    async def write() -> None:
+        try:
+            async with aclosing(run):
+                async for tokens in run:
+                    ready.put_nowait(tokens)
+        finally:
+            ready.put_nowait(None)
+
+    writing = asyncio.create_task(write())
+    try:
+        ended = False
+        while not ended:
+            batches = [await ready.get()]
+            while not ready.empty():
+                batches.append(ready.get_nowait())
+            ended = batches[-1] is None
+            if tokens := [token for batch in batches if batch for token in batch]:
+                yield tokens
+        await writing  # raises what the generation raised
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
 
 
 async def _for_ever(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from pilotfish.protocol.history import History
-from pilotfish.protocol.messages import FinishReason, Origin, Refusal, Sampling, Verdict, VerifyJob
+from pilotfish.protocol.messages import FinishReason, Origin, Refusal, Sampling, ScoreJob, Verdict, VerifyJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Committed:
 
     id: int
     origin: Origin
+    logprob: float | None = None  # the target's, at temperature 1, where the job asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Session:
     finish: FinishReason | None = None
     counts: Counts = field(default_factory=Counts)
     prompt_tokens: int = 0
+    unsent: int = 0  # local tokens behind everything that a job carried
     _waiting: list[Verdict] = field(default_factory=list)
     _next_round: int = 0
     _served_to: int = 0
@@ -121,6 +124,11 @@ class Session:
     def assumed(self) -> list[int]:
         """Committed ids followed by every draft in flight: what the drafter goes on from."""
         return self._between(0, None)
+
+    @property
+    def flying(self) -> int:
+        """Drafted ids in flight beyond the committed end."""
+        return len(self._ahead())
 
     def room(self) -> int:
         """How many ids a further micro-batch may draft; 0 when it could assert nothing that the flight does not.
@@ -170,7 +178,7 @@ class Session:
     def job(self, flying: Round, *, agent: str, boot: str, deadline_ms: int) -> VerifyJob:
         """The message of a round. It carries the ids that earlier jobs of this session have not carried."""
         offset = 0 if flying.whole else min(self._served_to, flying.base)
-        self._served_to = flying.base
+        self._served_to, self.unsent = flying.base, 0
         return VerifyJob(
             agent=agent,
             boot=boot,
@@ -185,6 +193,26 @@ class Session:
             continue_tokens=flying.continues,
             sampling=self.sampling,
             stop_ids=tuple(sorted(self.limits.stop_ids)),
+            deadline_ms=deadline_ms,
+        )
+
+    def score_job(self, start: int, end: int, *, whole: bool, agent: str, boot: str, deadline_ms: int) -> ScoreJob:
+        """An audit of the committed tokens [start, end); `whole`: with every id before them."""
+        offset = 0 if whole else min(self._served_to, start)
+        self._served_to, self.unsent = end, 0
+        self._next_round += 1
+        return ScoreJob(
+            agent=agent,
+            boot=boot,
+            session=self.id,
+            epoch=self.epoch,
+            round=self._next_round - 1,
+            base=start,
+            digest=self.history.digest(start),
+            offset=offset,
+            ids=tuple(self.history.ids[offset:start]),
+            draft=tuple(self.history.ids[start:end]),
+            sampling=self.sampling,
             deadline_ms=deadline_ms,
         )
 
@@ -237,6 +265,7 @@ class Session:
             verdict.base >= self.prompt_tokens
             and 0 <= verdict.accepted <= len(verdict.draws)
             and all(draw < self.vocab_size for draw in verdict.draws)
+            and len(verdict.logprobs) in (0, len(verdict.draws))
         )
 
     def _wait(self, verdict: Verdict) -> None:
@@ -254,7 +283,7 @@ class Session:
         if tuple(self.history.ids[verdict.base : verdict.base + len(verdict.draws)]) != verdict.draws[:overlap]:
             self._disagree(verdict)
             return []
-        fresh = self._with_origins(verdict.draws[overlap:])
+        fresh = self._with_origins(verdict.draws[overlap:], verdict.logprobs[overlap:])
         self.counts.applied += bool(fresh)
         self.counts.duplicate += not fresh
         self.history.extend(token.id for token in fresh)
@@ -269,12 +298,12 @@ class Session:
         if self._flies(verdict.round):
             self.bump()
 
-    def _with_origins(self, draws: Sequence[int]) -> list[Committed]:
+    def _with_origins(self, draws: Sequence[int], logprobs: Sequence[float]) -> list[Committed]:
         """Draws beyond the committed end, cut where the generation ends; past a correction nothing was drafted."""
         ahead, fresh = self._ahead(), list[Committed]()
-        for token in draws:
+        for token, logprob in zip_longest(draws, logprobs):
             drafted = ahead[len(fresh)] if len(fresh) < len(ahead) else None
-            fresh.append(Committed(token, _origin(token, drafted)))
+            fresh.append(Committed(token, _origin(token, drafted), logprob))
             if fresh[-1].origin == "corrected":
                 ahead = []
             if self._ends(token, len(fresh)):
@@ -346,7 +375,10 @@ class Session:
         return refusal.session == self.id and refusal.epoch == self.epoch and self._flies(refusal.round)
 
     def commit_local(self, ids: Sequence[int]) -> list[Committed]:
-        """Commit drafted ids without the cloud (edge_only, or degraded). Whatever was in flight is abandoned."""
+        """Commit drafted ids without the cloud. Whatever was in flight is abandoned.
+
+        So a gate commits only while nothing is in flight: behind an outstanding verdict its tokens are provisional.
+        """
         if self.flight:
             self.bump()
         out: list[Committed] = []
@@ -356,12 +388,13 @@ class Session:
             out.append(Committed(token, "local"))
             self._ends(token, len(out))
         self.history.extend(token.id for token in out)
+        self.unsent += len(out)
         return out
 
-    def cancel(self) -> None:
-        """The user stopped the generation."""
+    def cancel(self, reason: FinishReason = "cancelled") -> None:
+        """The generation ends here: the user stopped it, or its text met a stop string (`reason` "stop")."""
         if not self.finish:
-            self.finish = "cancelled"
+            self.finish = reason
             self.bump()
 
 

@@ -58,7 +58,8 @@ class Bounds:
         self._next_census = 0.0
 
     async def hold(self, streams: list[str]) -> None:
-        """Once a beat, over the streams this worker reads."""
+        """Once a beat, over those of the streams this worker reads that tenants write."""
+        streams = [stream for stream in streams if tenant_of(stream.encode())]
         if streams and (cut := int(await self._trim(keys=streams, args=[JOBS_MAXLEN, JOBS_MAX_BYTES]))):
             metrics.TRIMMED.inc(cut)
             log.warning("%d jobs were dropped unread: their tenant's stream was over its bound", cut)

@@ -4,10 +4,16 @@
     ├── UsageError                 the caller asked for something that cannot be (exit 2)
     │   ├── SettingsError          a flag, variable or file that names or holds something wrong
     │   ├── PromptTooLong          the prompt and the room for an answer exceed the context
-    │   └── EmptyPrompt            nothing to continue
+    │   ├── EmptyPrompt            nothing to continue
+    │   ├── Unsupported            a parameter of a request that nothing here can honour
+    │   └── UnknownModel           a request for a model that is not served
+    ├── Overloaded                 too many requests at a time: try again (exit 3)
+    ├── Draining                   this process is ending and takes nothing new: go to another (exit 3)
     ├── InvalidMessage             bytes from the wire that are not a message of ours
     ├── ModelError                 a model file that cannot be loaded
     │   └── PairMismatch           draft and target disagree about the vocabulary
+    ├── StateError                 a saved KV state is damaged
+    │   └── BuildMismatch          another build of model or program saved it (exit 2)
     ├── BrokerError                Redis cannot be used (exit 3)
     │   ├── BrokerUnreachable      nothing answers at the URL
     │   ├── BrokerRefused          Redis answers and says no (password, ACL)
@@ -17,6 +23,7 @@
     │   ├── NoAgent                no live agent takes submitted prompts
     │   ├── JobRefused             a worker answered a job with an error code
     │   └── DeadlineExceeded       time ran out while waiting for a verdict
+    ├── StoreError                 what was learnt about a pair cannot be read or saved
     ├── EngineError                an inference engine failed
     │   └── RequestRefused         the engine will not take this one request; others are unaffected
     └── Cancelled                  the user stopped the request (exit 130)
@@ -35,10 +42,14 @@ class PilotfishError(Exception):
 
 
 class UsageError(PilotfishError):
-    """The caller asked for something that cannot be."""
+    """The caller asked for something that cannot be; `param` names what, where a request has parameters."""
 
     code = "bad_request"
     exit_code = 2
+
+    def __init__(self, sentence: str, *, param: str | None = None) -> None:
+        super().__init__(sentence)
+        self.param = param
 
 
 class SettingsError(UsageError):
@@ -59,6 +70,36 @@ class EmptyPrompt(UsageError):
     code = "empty_prompt"
 
 
+class Unsupported(UsageError):
+    """A parameter of a request that nothing here can honour; it is named, never dropped."""
+
+    code = "unsupported_parameter"
+
+
+class UnknownModel(UsageError):
+    """A request for a model that is not served."""
+
+    code = "model_not_found"
+
+
+class Overloaded(PilotfishError):
+    """Too many requests at a time: try again in `retry_after_s` seconds."""
+
+    code = "overloaded"
+    exit_code = 3
+
+    def __init__(self, sentence: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
+class Draining(PilotfishError):
+    """This process is ending and takes nothing new: go to another."""
+
+    code = "draining"
+    exit_code = 3
+
+
 class InvalidMessage(PilotfishError):
     """Bytes from the wire that are not a message of ours; `decode` raises this and nothing else."""
 
@@ -76,6 +117,19 @@ class PairMismatch(ModelError):
     """Draft and target disagree about the vocabulary; names the first differing token."""
 
     code = "pair_mismatch"
+
+
+class StateError(PilotfishError):
+    """A saved KV state is damaged."""
+
+    code = "bad_state"
+
+
+class BuildMismatch(StateError):
+    """A saved KV state belongs to another build of the model, or of pilotfish; names the first differing field."""
+
+    code = "build_mismatch"
+    exit_code = 2
 
 
 class BrokerError(PilotfishError):
@@ -136,6 +190,12 @@ class DeadlineExceeded(CloudError):
     """Time ran out while waiting for a verdict."""
 
     code = "deadline"
+
+
+class StoreError(PilotfishError):
+    """What was learnt about a pair cannot be read or saved; generations go on without."""
+
+    code = "store"
 
 
 class EngineError(PilotfishError):

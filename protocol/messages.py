@@ -1,10 +1,12 @@
 """Every message that crosses the broker, one page.
 
-Edge to worker:  VerifyJob, Cancel, Close         Worker to edge:  Verdict, Refusal
+Edge to worker:  VerifyJob, ScoreJob,             Worker to edge:  Verdict, Scores, Refusal
+                 Cancel, Close
 Shell to agent:  Prompt, CancelRequest            Agent to shell:  Accepted, Text, Finished, Failed
 
 Rules of the page: models are frozen, fields have bounds, unknown fields are refused, an array fails at its first bad
-item (a quarter of a million complaints take seconds to write down). Token ids cross the wire, probabilities never do.
+item (a quarter of a million complaints take seconds to write down). Token ids cross the wire, probabilities never do
+(but for the one number per drawn token that a request may ask for, to show it).
 Times are relative milliseconds; nobody trusts another's clock. This module knows nothing of Redis or of bytes:
 `codec.py` turns a message into msgpack and back, `keys.py` says where it goes.
 """
@@ -26,12 +28,17 @@ Total = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # a sum over a whole
 Count = Annotated[int, Field(ge=0, le=MAX_CONTEXT, strict=True)]
 Serial = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Millis = Annotated[float, Field(ge=0, le=MILLIS_MAX, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TraceParent = Annotated[str, Field(pattern=r"^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")]  # W3C, or ""
+Logprob = Annotated[float, Field(le=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SessionId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[bytes, Field(min_length=16, max_length=16, strict=True)]
 
-Mode = Literal["exact", "cloud_only", "edge_only"]
+Mode = Literal["exact", "gated", "cloud_only", "edge_only"]
 OnCloudLoss = Literal["wait", "local"]
+Drafting = Literal["auto", "always", "fixed"]
+Privacy = Literal["shared", "local_only"]
 Origin = Literal["local", "accepted", "corrected", "continued"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -59,6 +66,7 @@ class VerifyJob(Message):
     """Verify `draft` after the first `base` tokens of a session, then decode `continue_tokens` more.
 
     `ids` are the tokens [offset, base) that the serving worker may not have seen; offset 0 carries everything.
+    With `logprobs` the verdict tells how likely the target holds each of its draws. `trace` is the edge's span.
     The reply asserts the target's draws for [base, base + accepted + 1 + continued).
     """
 
@@ -76,6 +84,30 @@ class VerifyJob(Message):
     continue_tokens: Count = 0
     sampling: Sampling = Sampling()
     stop_ids: Annotated[tuple[TokenId, ...], Field(max_length=32, fail_fast=True)] = ()
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 30_000
+    logprobs: bool = False
+    trace: TraceParent = ""
+
+
+class ScoreJob(Message):
+    """An audit: what would the target have drawn in place of each of `draft`, given all before it? Never applied.
+
+    `draft` are committed tokens; `ids` are the tokens [offset, base) as in a VerifyJob. `round` is unique among all
+    jobs of the session.
+    """
+
+    type: Literal["score"] = "score"
+    agent: Name
+    boot: Name
+    session: SessionId
+    epoch: Serial
+    round: Serial
+    base: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)]
+    digest: Digest
+    offset: Count
+    ids: Annotated[tuple[TokenId, ...], Field(max_length=MAX_CONTEXT, fail_fast=True)]
+    draft: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_DRAFT, fail_fast=True)]
+    sampling: Sampling = Sampling()
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 30_000
 
 
@@ -103,8 +135,10 @@ class Close(Message):
 class Verdict(Message):
     """The target's draws for [base, base + len(draws)); the first `accepted` equal the draft.
 
+    `logprobs`, where asked for, are the target's own of each draw, natural logarithms at temperature 1, unfiltered.
     A continuation answers in chunks: `seq` counts them, each with its own base and digest; `last` ends the job.
-    `rows`, `steps` and `engine_ms` are what the engine spent on this message, `cached` the prefix rows it left out.
+    `rows`, `steps` and `engine_ms` are what the engine spent on this message, `cached` the prefix rows it left out;
+    `row_ms` is what one more drafted row would have cost it: its price.
     """
 
     type: Literal["verdict"] = "verdict"
@@ -118,6 +152,7 @@ class Verdict(Message):
     digest: Digest
     draws: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_CONTEXT, fail_fast=True)]
     accepted: Count = 0
+    logprobs: Annotated[tuple[Logprob, ...], Field(max_length=MAX_CONTEXT, fail_fast=True)] = ()
     worker: Name
     credit: Count = 0
     queue_ms: Millis = 0.0
@@ -125,6 +160,24 @@ class Verdict(Message):
     rows: Count = 0
     steps: Count = 0
     cached: Count = 0
+    row_ms: Millis = 0.0
+
+
+class Scores(Message):
+    """The target's draws for [base, base + len(draws)), each given the audited text before it, not its own draws."""
+
+    type: Literal["scores"] = "scores"
+    boot: Name
+    session: SessionId
+    round: Serial
+    base: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)]
+    digest: Digest
+    draws: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_DRAFT + 1, fail_fast=True)]
+    worker: Name
+    credit: Count = 0
+    engine_ms: Millis = 0.0
+    rows: Count = 0
+    steps: Count = 0
 
 
 RefusalCode = Literal[
@@ -166,6 +219,7 @@ class Prompt(Message):
     text: Annotated[str, Field(min_length=1, max_length=1_000_000)]
     raw: bool = False
     mode: Mode = "exact"
+    max_disagreement: Share | None = None
     on_cloud_loss: OnCloudLoss | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)] = 256
     sampling: Sampling = Sampling()
@@ -208,7 +262,10 @@ class Text(Message):
 
 
 class Summary(Message):
-    """What one generation cost; every count is of tokens unless its name says otherwise."""
+    """What one generation cost; every count is of tokens unless its name says otherwise.
+
+    `ceded` tokens were continued by the cloud because drafting measured slower than that.
+    """
 
     tokens: Total = 0
     prompt_tokens: Total = 0
@@ -217,10 +274,15 @@ class Summary(Message):
     corrected: Total = 0
     continued: Total = 0
     drafted: Total = 0
+    unverified: Total = 0  # committed by the gate
+    never_sent: Total = 0  # local, and behind everything a job carried
+    audited: Total = 0  # of the unverified, those the target scored afterwards
+    audit_disagreed: Total = 0
     rounds: Total = 0
     cloud_rows: Total = 0
     cloud_steps: Total = 0
     resends: Total = 0
+    ceded: Total = 0
     degraded: bool = False
     seed: Annotated[int, Field(ge=0, le=SEED_MAX, strict=True)] = 0
     first_token_ms: Millis = 0.0
@@ -247,7 +309,7 @@ class Failed(Message):
     sentence: Annotated[str, Field(max_length=2000)]
 
 
-ToWorker = VerifyJob | Cancel | Close
-ToEdge = Verdict | Refusal | CancelRequest
+ToWorker = VerifyJob | ScoreJob | Cancel | Close
+ToEdge = Verdict | Scores | Refusal | CancelRequest
 ToAgent = Prompt
 ToShell = Accepted | Text | Finished | Failed

@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from pilotfish.protocol.errors import SettingsError
-from pilotfish.protocol.messages import MAX_CONTEXT, MAX_DRAFT, MAX_TOKEN_ID, SEED_MAX, Mode, Name, OnCloudLoss
+from pilotfish.protocol.messages import (
+    MAX_CONTEXT,
+    MAX_DRAFT,
+    MAX_TOKEN_ID,
+    SEED_MAX,
+    Drafting,
+    Mode,
+    Name,
+    OnCloudLoss,
+    Privacy,
+)
 
 ENV_PREFIX = "PILOTFISH_"
 ENV_CONFIG = "PILOTFISH_CONFIG"
@@ -50,7 +60,11 @@ class Settings(BaseModel):
     target: Name | None = Field(None, description="name of the target to ask; unset: the only one there is")
 
     # one generation
-    mode: Mode = Field("exact", description="who commits: exact (the cloud verifies all), cloud_only, edge_only")
+    mode: Mode = Field("exact", description="who commits: exact (the cloud verifies all), gated, cloud_only, edge_only")
+    max_disagreement: float = Field(
+        0.02, ge=0, le=1, allow_inf_nan=False, description="gated: share of tokens that may differ from the target's"
+    )
+    privacy: Privacy = Field("shared", description="local_only: nothing of a request leaves this device")
     on_cloud_loss: OnCloudLoss | None = Field(None, description="wait or go on locally; unset: the mode decides")
     max_tokens: int = Field(256, ge=1, le=MAX_CONTEXT, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token")
@@ -61,8 +75,9 @@ class Settings(BaseModel):
     deadline_ms: int = Field(120_000, ge=1, le=86_400_000, description="a request gives up after this many ms")
 
     # the conversation with the cloud
-    draft_tokens: int = Field(4, ge=0, le=MAX_DRAFT, description="K, tokens drafted for one round")
-    window: int = Field(1, ge=1, le=16, description="rounds under way at a time")
+    drafting: Drafting = Field("auto", description="auto: as far as it pays; always; fixed: draft_tokens each round")
+    draft_tokens: int | None = Field(None, ge=0, le=MAX_DRAFT, description="most tokens drafted for one round")
+    window: int = Field(8, ge=1, le=16, description="most rounds under way; 1: no drafting while a verdict is away")
     round_timeout_ms: int = Field(5_000, ge=10, le=3_600_000, description="a round is sent again after this many ms")
     resends: int = Field(2, ge=0, le=10, description="how often a round is sent again before the cloud counts as lost")
     pad_messages: bool = Field(False, description="pad jobs and verdicts to fixed sizes, which then tell nothing")
@@ -70,6 +85,33 @@ class Settings(BaseModel):
     # the device
     draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
     draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
+    strategy: Name = Field("margin", description="how the draft's confidence is read; ensemble: all together")
+    strategies_off: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]*$")] = Field(
+        "", description="strategies that are not used, as in entropy,margin"
+    )
+    audit_share: float = Field(
+        0.05, ge=0, le=1, allow_inf_nan=False, description="gated: share of requests the target scores afterwards"
+    )
+    edge_cache_mb: float = Field(
+        512.0,
+        ge=0,
+        le=10_000_000,
+        allow_inf_nan=False,
+        description="memory of the draft's saved KV states; 0: keep none",
+    )
+    edge_cache_disk_mb: float = Field(
+        0.0, ge=0, le=10_000_000, allow_inf_nan=False, description="disk for them, kept across restarts; 0: none"
+    )
+
+    # HTTP: the API of an agent, metrics and health of both sides
+    serve_host: str = Field("127.0.0.1", description="address to serve HTTP on; any but this machine's own wants a key")
+    serve_port: int = Field(8787, ge=0, le=65535, description="port of the API; 0 takes a free one")
+    api_key: SecretStr | None = Field(None, description="key that every request must bring; unset: none")
+    metrics_key: SecretStr | None = Field(None, description="key of /metrics alone; unset: the API's")
+    allowed_hosts: str | None = Field(None, description="host names served besides localhost, as in box,box.lan")
+    serve_requests: int = Field(4, ge=1, le=1024, description="generations the API runs at a time")
+    serve_waiting: int = Field(64, ge=0, le=100_000, description="requests that may wait; more are told to come back")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="port of metrics and health alone; unset: none")
 
     # the cloud worker
     engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
@@ -78,18 +120,27 @@ class Settings(BaseModel):
     draft_max: int = Field(16, ge=1, le=MAX_DRAFT, description="longest draft a worker takes in one round")
     max_sessions: int = Field(64, ge=1, le=100_000, description="sessions a worker serves at a time")
     kv_cache_gb: float = Field(1.0, gt=0, le=10_000, allow_inf_nan=False, description="memory of the target's KV cache")
-    compiled: bool = Field(False, description="vLLM compiles the target: faster rounds, the first start takes a minute")
+    compiled: bool = Field(
+        False, description="compile the target (vLLM): faster rounds, the first start takes a minute"
+    )
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
     tenant_mb: int = Field(256, ge=1, le=1_000_000, description="MB of Redis that one tenant may fill; more is removed")
 
+    routing: Literal["prefix", "load", "off"] = Field(
+        "prefix", description="a new session goes where its prefix is cached, to the shortest queue, or stays"
+    )
+    cache_key: SecretStr | None = Field(None, description="keeps tenants' caches apart; unset: one that workers share")
+
     # both sides
-    kv_reuse: bool = Field(True, description="use KV again: sessions stay in the target, prefixes are cached")
+    kv_reuse: bool = Field(True, description="use KV again, on both sides; off: every round and turn is computed anew")
     context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
     cores: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = Field(
         None, description="CPU cores of this process's engine, as in 0,1; unset: all"
     )
     cache_dir: UserPath | None = Field(None, description="converted models and such; unset: <XDG cache>/pilotfish")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+    log_format: Literal["text", "json"] = Field("text", description="how: lines for people, or one JSON object each")
+    otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector (OTLP over HTTP); unset: no traces")
 
     def origins(self) -> dict[str, str]:
         """Setting -> "cli", "env VARIABLE", "file PATH" or "default"."""

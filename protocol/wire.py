@@ -9,6 +9,7 @@ database stay its business. Knows nothing of streams or messages but how redis-p
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 import redis.exceptions as rx
@@ -68,6 +69,116 @@ class Wire:
             return
         connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
         await self._pool.release(connection)
+
+
+class Line:
+    """One connection whose commands do not wait for the answers of those before them: `send` many, `receive` each.
+
+    A command may block in Redis; the next runs the moment it ends, without asking the edge. `seconds` bounds each wait.
+    After an error nothing under way is answered any more, and the next `send` connects anew.
+    """
+
+    def __init__(self, redis: Redis, seconds: float) -> None:
+        self._pool, self._seconds = redis.connection_pool, seconds
+        self._connection: AbstractConnection | None = None
+
+    async def send(self, *command: Any) -> None:
+        """The command has left when this returns. Raises ConnectionError or TimeoutError of redis-py."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                connection = await self._open()
+                await connection.send_command(*command, check_health=False)
+        except TimeoutError:
+            await self.close()
+            raise rx.TimeoutError(f"nothing could be sent within {self._seconds:g} s") from None
+        except BaseException:  # half a command may have left
+            await self.close()
+            raise
+
+    async def receive(self) -> Any:
+        """The next answer, in the order of the commands. Raises ResponseError, and what `send` does."""
+        if self._connection is None:
+            raise rx.ConnectionError("the connection was closed")
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._connection.read_response()
+        except rx.ResponseError:
+            raise
+        except TimeoutError:
+            await self.close()
+            raise rx.TimeoutError(f"no answer within {self._seconds:g} s") from None
+        except BaseException:  # cancelled: the answer under way must not meet whoever receives next
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Drop what is under way. The connection stays the pool's, which closes it with its others."""
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+            self._connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
+            connection, self._connection = self._connection, None
+            await self._pool.release(connection)
+
+    async def _open(self) -> AbstractConnection:
+        if self._connection is None:
+            self._connection = await self._pool.get_connection()
+            self._connection.socket_timeout = None  # the time-outs are ours
+        reader = self._connection._reader
+        if reader is not None and reader.at_eof():
+            await self._connection.disconnect(nowait=True)
+        await self._connection.connect()  # nothing to do, unless it was closed
+        return self._connection
+
+
+class Lane:
+    """Calls on one line: they leave in the order they came, and none waits for the answer of the one before.
+
+    So what follows each other arrives in that order, and a far Redis costs one round trip, not one for each call.
+    """
+
+    def __init__(self, redis: Redis, seconds: float) -> None:
+        self._line = Line(redis, seconds)
+        self._sending = asyncio.Lock()
+        self._due: deque[asyncio.Future[Any]] = deque()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def call(self, *command: Any) -> Any:
+        """One command, sent once. Raises what `Wire.call` does; the answer of a cancelled call is dropped."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        async with self._sending:
+            try:
+                await self._line.send(*command)
+            except BaseException:
+                self._fail(rx.ConnectionError("the connection was closed"))
+                raise
+            self._due.append(answer)
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read())
+        return await answer
+
+    async def _read(self) -> None:
+        """Answers in the order of their calls, as long as one is due; what ends the connection fails all of them."""
+        while self._due:
+            try:
+                answer = await self._line.receive()
+            except rx.ResponseError as error:
+                self._settle(self._due.popleft(), error)
+            except (rx.RedisError, OSError) as error:
+                self._fail(error)
+            else:
+                self._settle(self._due.popleft(), answer)
+
+    def _fail(self, error: Exception) -> None:
+        while self._due:
+            self._settle(self._due.popleft(), error)
+
+    def _settle(self, due: asyncio.Future[Any], answer: Any) -> None:
+        if due.done():  # cancelled
+            return
+        if isinstance(answer, Exception):
+            due.set_exception(answer)
+        else:
+            due.set_result(answer)
 
 
 def entries(answer: Any) -> Entries:

@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("pilotfish")
 
 
 #: modules whose tests run twice: on a Redis that is open, and on one where each side may do what `acl.py` says
-WITH_LOGINS = frozenset({"test_broker", "test_ingress", "test_agent"})
+WITH_LOGINS = frozenset({"test_broker", "test_ingress"})
 
 
 @pytest.fixture(scope="session")

@@ -102,8 +102,8 @@ async def worker_process(redis_url: str, name: str, model: str = "") -> AsyncIte
         sys.executable, "-c", WORKER_CODE, login(redis_url, "worker"), name, model, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout
-    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n", "the worker did not start"
     try:
+        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"ready\n", "the worker did not start"
         yield process
     finally:
         with suppress(ProcessLookupError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -20,7 +21,10 @@ from pilotfish.protocol.messages import Sampling
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a worker publishes about its engine; `fingerprint` covers weights, dtype, engine and version (hex)."""
+    """What a worker publishes about its engine; `fingerprint` covers weights, dtype, engine and version (hex).
+
+    An engine with a prefix cache says the tokens of a block and how many blocks it holds; one without says 0.
+    """
 
     engine: str
     version: str
@@ -29,6 +33,9 @@ class EngineInfo:
     context: int  # tokens, prompt and answer together
     draft_max: int  # K_max: longest draft of one round
     model: str  # a name for people
+    block_size: int = 0
+    kv_blocks: int = 0
+    logprobs: bool = False  # whether requests may ask for log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,8 @@ class VerifyRequest:
 
     After the round the engine decodes on for `continue_tokens` tokens, or until it draws one of `stop_ids`
     (which is emitted). A stop id inside the round itself cuts nothing (the edge does), but no continuation follows it.
+    Prefix caches are shared only among requests of one `cache_salt`.
+    With `score` all len(draft) + 1 draws are wanted, each as if the draft before it had been accepted.
     """
 
     request_id: str
@@ -46,15 +55,22 @@ class VerifyRequest:
     sampling: Sampling = field(default_factory=Sampling)
     continue_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    cache_salt: str = ""
+    score: bool = False
+    logprobs: bool = False  # events tell the log-probability of each draw
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyEvent:
     """Draws that became known for a request, in order. The first event of a round holds accepted + 1 draws.
 
+    A scored request has one event, with len(draft) + 1 draws; `accepted` still counts those before the first that
+    differs from the draft.
+
     `rows` are the positions computed for it since its last event (prefix tail and padding included), `steps` the
     forward passes it took part in, `cached` the prefix rows that were not computed again. `done` ends the request;
-    `error` (a sentence) ends it without draws.
+    `error` (a sentence) ends it without draws. `logprobs`, if asked for, has one entry per draw: log softmax of the
+    target's raw logits (temperature 1, no filters), which is what vLLM calls raw_logprobs.
     """
 
     request_id: str
@@ -65,6 +81,15 @@ class VerifyEvent:
     cached: int = 0
     done: bool = True
     error: str = ""
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class KvChange:
+    """Blocks, by their short names (`cache/block_hash.py`), that an engine stored or evicted; or it lost all it had."""
+
+    kind: Literal["stored", "removed", "cleared"]
+    blocks: tuple[bytes, ...] = ()
 
 
 def check_request(request: VerifyRequest, info: EngineInfo, running: Container[str]) -> None:
@@ -73,10 +98,14 @@ def check_request(request: VerifyRequest, info: EngineInfo, running: Container[s
     total = len(request.prefix) + drafted + 1 + request.continue_tokens
     if request.request_id in running:
         raise RequestRefused(f"Request {request.request_id} is already running; give each round its own id.")
+    if request.logprobs and not info.logprobs:
+        raise RequestRefused(f"The {info.engine} engine tells no log-probabilities; leave `logprobs` out.")
     if not request.prefix:
         raise RequestRefused("The prefix is empty; send at least one token.")
     if drafted > info.draft_max:
         raise RequestRefused(f"A draft of {drafted} exceeds this worker's {info.draft_max}; send a shorter one.")
+    if request.score and request.continue_tokens:
+        raise RequestRefused("A request that is scored cannot be continued; ask for one of the two.")
     if request.continue_tokens < 0 or total > info.context:
         raise RequestRefused(
             f"{len(request.prefix)} + {drafted} + 1 + {request.continue_tokens} tokens (prefix, draft, draw, "
@@ -121,6 +150,10 @@ class Verifier(ABC):
     @abstractmethod
     def busy(self) -> bool:
         """True while some request waits for a step."""
+
+    def kv_changes(self) -> list[KvChange]:
+        """What its prefix cache stored and evicted since the last call, in order; an engine without one says []."""
+        return []
 
     def forget(self, session: str) -> None:  # noqa: B027  an engine without per-session state has nothing to do
         """Drop whatever is kept for a session."""

@@ -1,7 +1,9 @@
 """A verifier without a model: its draws are a hash of the prefix, so a protocol or chaos test knows the right answer.
 
 Switches: `flip_rate` makes a worker disagree with its peers now and then, as two machines do at numerical near-ties;
-`fail_on` makes chosen requests or steps fail; `step_ms` makes a pass take time. Deterministic, and never random.
+`fail_on` makes chosen requests or steps fail; `step_ms` and `row_us` make a pass and each of its rows take time. With
+`kv_blocks` it pretends a prefix cache (`fake_cache.py`); unless `resident`, it keeps no session's KV between rounds.
+Deterministic, and never random.
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
+from pilotfish.cloud_worker.engines.base import (
+    EngineInfo,
+    KvChange,
+    Verifier,
+    VerifyEvent,
+    VerifyRequest,
+    check_request,
+)
+from pilotfish.cloud_worker.engines.fake_cache import FakeBlockCache
 from pilotfish.protocol.messages import Sampling
 
 FailOn = Callable[[VerifyRequest], "str | Exception | None"]
@@ -52,6 +62,11 @@ def fake_target(prefix_ids: Sequence[int], position: int, sampling: Sampling, vo
     return FakeTarget(prefix_ids, sampling, vocab).draw(position)
 
 
+def fake_logprob(token: int) -> float:
+    """The log-probability a FakeVerifier claims for a draw: any number will do that a test can foretell."""
+    return -(token + 1) / 256
+
+
 @dataclass(slots=True, eq=False)
 class _Round:
     request: VerifyRequest
@@ -72,13 +87,19 @@ class FakeVerifier(Verifier):
         flip_rate: float = 0.0,
         flip_seed: int = 0,
         step_ms: float = 0.0,
+        row_us: float = 0.0,
+        kv_blocks: int = 0,
+        block_size: int = 16,
+        resident: bool = True,
         fail_on: FailOn | None = None,
     ) -> None:
         mark = hashlib.sha256(f"fake 1 {vocab}".encode()).hexdigest()
-        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake")
+        self._blocks = FakeBlockCache(kv_blocks, block_size) if kv_blocks else None
+        cache = {"block_size": block_size, "kv_blocks": kv_blocks} if self._blocks else {}
+        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake", logprobs=True, **cache)
         self.passes = 0
         self._flip_rate, self._flip_seed = flip_rate, flip_seed
-        self._step_ms, self._fail_on = step_ms, fail_on
+        self._step_ms, self._row_us, self._fail_on, self._keeps = step_ms, row_us, fail_on, resident
         self._rounds: dict[str, _Round] = {}
         self._resident: OrderedDict[str, list[int]] = OrderedDict()
 
@@ -109,7 +130,13 @@ class FakeVerifier(Verifier):
         oldest: dict[str, _Round] = {}
         for round_ in self._rounds.values():
             oldest.setdefault(round_.request.session, round_)
-        return [self._advance(round_) for round_ in oldest.values()]
+        events = [self._advance(round_) for round_ in oldest.values()]
+        time.sleep(sum(event.rows for event in events) * self._row_us / 1e6)
+        return events
+
+    def kv_changes(self) -> list[KvChange]:
+        """Of the pretended prefix cache."""
+        return self._blocks.take() if self._blocks else []
 
     def _advance(self, round_: _Round) -> VerifyEvent:
         request = round_.request
@@ -121,19 +148,22 @@ class FakeVerifier(Verifier):
             return VerifyEvent(request.request_id, [], error=failure)
         draft = request.draft if round_.first else []
         cached = self._cached(request, round_.ids)
-        draws = self._draws(request.sampling, round_.ids, draft)
+        draws = self._draws(request.sampling, round_.ids, draft, forced=request.score)
         rows = len(round_.ids) - cached + len(draft)
         return self._emit(round_, draws, rows, cached if round_.first else 0)
 
-    def _draws(self, sampling: Sampling, prefix: list[int], draft: list[int]) -> list[int]:
-        """Draws after the prefix and after each accepted draft token, the last one being the correction or bonus."""
+    def _draws(self, sampling: Sampling, prefix: list[int], draft: list[int], *, forced: bool) -> list[int]:
+        """Draws after the prefix and after each accepted draft token, the last one being the correction or bonus.
+
+        With `forced` after each draft token, accepted or not.
+        """
         target = FakeTarget(prefix, sampling, self.info.vocab_size)
         draws: list[int] = []
         for i in range(len(draft) + 1):
             draws.append(self._flip(target, len(prefix) + i))
-            if i == len(draft) or draws[-1] != draft[i]:
+            if i == len(draft) or (draws[-1] != draft[i] and not forced):
                 break
-            target.extend(draws[-1:])
+            target.extend(draft[i : i + 1])
         return draws
 
     def _flip(self, target: FakeTarget, position: int) -> int:
@@ -146,24 +176,36 @@ class FakeVerifier(Verifier):
 
     def _emit(self, round_: _Round, draws: list[int], rows: int, cached: int) -> VerifyEvent:
         request = round_.request
-        round_.ids.extend(draws)
-        self._remember(request.session, round_.ids)
+        accepted = _agreeing(request.draft, draws) if round_.first else len(draws) - 1
+        round_.ids.extend([*request.draft, draws[-1]] if request.score else draws)
+        self._remember(request, round_.ids)
+        logprobs = [fake_logprob(token) for token in draws] if request.logprobs else []
         round_.left -= 0 if round_.first else 1
         round_.first = False
         done = round_.left == 0 or any(t in request.stop_ids for t in draws)
         if done:
             del self._rounds[request.request_id]
-        return VerifyEvent(request.request_id, draws, len(draws) - 1, rows, 1, cached, done)
+            if not self._keeps:
+                self.forget(request.session)
+        return VerifyEvent(request.request_id, draws, accepted, rows, 1, cached, done, logprobs=logprobs)
 
     def _cached(self, request: VerifyRequest, ids: list[int]) -> int:
         held = self._resident.get(request.session, [])
         n = min(len(held), len(ids) - 1)
-        if held[:n] == ids[:n]:
-            return n
-        return next(i for i in range(n) if held[i] != ids[i])
+        resident = n if held[:n] == ids[:n] else next(i for i in range(n) if held[i] != ids[i])
+        return max(resident, self._blocks.cached(ids, request.cache_salt) if self._blocks else 0)
 
-    def _remember(self, session: str, ids: list[int]) -> None:
-        self._resident[session] = ids[:-1]  # the last draw was never computed
-        self._resident.move_to_end(session)
+    def _remember(self, request: VerifyRequest, ids: list[int]) -> None:
+        computed = ids[:-1]  # the last draw was not
+        if self._blocks:
+            self._blocks.computed(computed, request.cache_salt)
+        self._resident[request.session] = computed
+        self._resident.move_to_end(request.session)
         while len(self._resident) > _SESSIONS:
             self._resident.popitem(last=False)
+
+
+def _agreeing(draft: Sequence[int], draws: Sequence[int]) -> int:
+    """How many draft tokens come before the first that was not drawn."""
+    pairs = zip(draft, draws, strict=False)
+    return next((i for i, (drafted, drawn) in enumerate(pairs) if drafted != drawn), len(draft))

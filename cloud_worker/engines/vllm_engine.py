@@ -12,12 +12,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pilotfish.cloud_worker.engines import vllm_start
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
+from pilotfish.cloud_worker.engines import vllm_kv_events, vllm_start
+from pilotfish.cloud_worker.engines.base import (
+    EngineInfo,
+    KvChange,
+    Verifier,
+    VerifyEvent,
+    VerifyRequest,
+    check_request,
+)
 from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Sampling
 
@@ -40,7 +47,8 @@ class Round:
     """What engine, scheduler and runner share about one request: what to attach, when to stop, what it cost.
 
     The scheduler empties `draft` when it attaches it and counts `rows`, `steps` and `cached` since the last event;
-    the runner sets `undrawable` when a row of logits was NaN or infinite.
+    the runner sets `undrawable` when a row of logits was NaN or infinite. A scored round's draft is the session's text:
+    the runner accepts all of it and leaves its own draws in `scores`.
     """
 
     request_id: str
@@ -50,6 +58,10 @@ class Round:
     continue_tokens: int
     stop_ids: frozenset[int]
     parked_at: float = 0.0  # when its session began to wait for the next round, monotonic seconds
+    score: bool = False
+    logprobs: bool = False
+    likely: list[float] = field(default_factory=list)  # of the last step's draws, if asked for
+    scores: list[int] = field(default_factory=list)  # every draw of a scored round
     verified: bool = False
     undrawable: bool = False
     rows: int = 0
@@ -66,6 +78,8 @@ class Round:
             list(request.draft),
             request.continue_tokens,
             frozenset(request.stop_ids),
+            score=request.score,
+            logprobs=request.logprobs,
         )
 
     def is_over(self, draws: list[int]) -> bool:
@@ -80,10 +94,14 @@ class Round:
         if self.undrawable or not draws:
             return VerifyEvent(self.request_id, [], 0, rows, steps, cached, error=_UNDRAWABLE)
         accepted = 0 if self.verified else len(draws) - 1
+        if self.score:
+            drafted, draws = draws[:-1], self.scores
+            accepted = next((i for i, (a, b) in enumerate(zip(drafted, draws, strict=False)) if a != b), len(drafted))
         if self.verified:
             self.continue_tokens -= len(draws)
         self.verified = True
-        return VerifyEvent(self.request_id, draws, accepted, rows, steps, cached, done)
+        likely = self.likely[: len(draws)]
+        return VerifyEvent(self.request_id, draws, accepted, rows, steps, cached, done, logprobs=likely)
 
 
 class VllmVerifier(Verifier):
@@ -132,6 +150,7 @@ class VllmVerifier(Verifier):
             enforce_eager=not compiled,
         )
         self._scheduler: VerifyScheduler = self._core.scheduler
+        self._kv_events = vllm_kv_events.watch(self._core) if prefix_cache else None
         if resident:
             self._scheduler.parked_max = int(RESIDENT_SHARE * self.kv_tokens)
         self._rounds: dict[str, Round] = {}  # by the id of their engine request, which a session keeps
@@ -147,6 +166,9 @@ class VllmVerifier(Verifier):
             context=context,
             draft_max=draft_max,
             model=model_dir.resolve().name,
+            logprobs=True,
+            block_size=vllm_start.BLOCK_SIZE if prefix_cache else 0,
+            kv_blocks=vllm_kv_events.kv_blocks(self._core) if prefix_cache else 0,
         )
 
     @property
@@ -187,7 +209,7 @@ class VllmVerifier(Verifier):
             pooling_params=None,
             arrival_time=time.time(),
             lora_request=None,
-            cache_salt=None,
+            cache_salt=request.cache_salt or None,
             data_parallel_rank=None,
             resumable=True,
         )
@@ -206,6 +228,10 @@ class VllmVerifier(Verifier):
                 f"vLLM failed in a step ({type(error).__name__}: {error}); restart the engine."
             ) from error
         return [self._event(output) for group in outputs.values() for output in group.outputs]
+
+    def kv_changes(self) -> list[KvChange]:
+        """What the prefix cache stored and evicted since the last call."""
+        return self._kv_events.take() if self._kv_events else []
 
     def cancel(self, request_id: str) -> None:
         """Forget a request and free its blocks; what it computed stays in the prefix cache."""

@@ -6,14 +6,21 @@ import asyncio
 import os
 import signal
 import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from rigs import TARGET, agent, draws, worker
+from rigs import TARGET, agent, draws, text_of, worker
 
 from helpers import wait_until
-from pilotfish.edge_agent.agent import Agent
+from pilotfish.edge_agent.agent import Agent, _unhurried
+from pilotfish.edge_agent.drafters.base import Draft
+from pilotfish.edge_agent.drafters.fake import FakeDrafter
+from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.session import Committed
+from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import EmptyPrompt, NoAgent, PilotfishError, PromptTooLong
@@ -246,3 +253,64 @@ async def test_prompts_are_measured_before_anything_else(
         assert isinstance(running, Agent)
         with pytest.raises(kind):
             await running.encode(text, chat=False, max_tokens=max_tokens)
+
+
+async def test_a_generation_does_not_wait_for_its_reader_and_loses_nothing() -> None:
+    released = asyncio.Event()
+
+    async def run() -> AsyncGenerator[list[Committed], None]:
+        for token in range(5):
+            yield [Committed(token, "accepted")]
+            await asyncio.sleep(0)
+        released.set()
+        raise PilotfishError("in the end")
+
+    reading = _unhurried(run())
+    first = await anext(reading)
+    await asyncio.wait_for(released.wait(), 5)
+    rest = await anext(reading)
+    assert [[token.id for token in tokens] for tokens in (first, rest)] == [[0], [1, 2, 3, 4]]
+    with pytest.raises(PilotfishError, match="in the end"):
+        await anext(reading)
+
+
+async def test_a_reader_that_leaves_ends_the_generation() -> None:
+    ended = asyncio.Event()
+
+    async def run() -> AsyncGenerator[list[Committed], None]:
+        try:
+            while True:
+                yield [Committed(1, "accepted")]
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    reading = _unhurried(run())
+    await anext(reading)
+    await reading.aclose()
+    assert ended.is_set()
+
+
+async def test_a_long_prompt_is_read_in_turns_with_the_drafts_of_others() -> None:
+    """`calls` are those of the drafter's one thread: the short generation's drafts come between the long one's rows."""
+    calls: list[tuple[str, int]] = []
+
+    class Slow(FakeDrafter):
+        def prefill(self, session: str, ids: Sequence[int], rows: int) -> bool:
+            calls.append(("prefill", len(ids)))
+            time.sleep(0.002)
+            return sum(what == "prefill" for what, _ in calls) * rows >= len(ids) - 1
+
+        def draft(self, session: str, ids: Sequence[int], *how: Any, **more: Any) -> Draft:
+            calls.append(("draft", len(ids)))
+            return super().draft(session, ids, *how, **more)
+
+    running = Agent(Slow(lambda ids, at, _: 7), ByteTokenizer(), ())
+    long, short = (Task((1,) * length, "edge_only", max_tokens=8, draft_tokens=1) for length in (3000, 5))
+    await asyncio.gather(text_of(running, long), text_of(running, short))
+    await running.stop()
+    reading = [index for index, call in enumerate(calls) if call[0] == "prefill"]
+    between = [call for call in calls[reading[0] : reading[-1]] if call[0] == "draft"]
+    assert len(reading) == 11
+    assert len(between) >= 7, "nobody waits for a whole prompt"
+    assert {length for what, length in calls if what == "prefill"} == {3000}, "it is read once"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, nullcontext
 
 import pytest
 import redis.exceptions as rx
@@ -12,8 +12,7 @@ from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, job, worker
 
 from logins import TENANTS, login, redis_with_acl
-from pilotfish.cli import inspection
-from pilotfish.protocol import acl, fleet, keys
+from pilotfish.protocol import acl, fleet, inspection, keys
 from pilotfish.protocol.broker import EdgeBroker, connect
 from pilotfish.protocol.errors import BrokerRefused
 from pilotfish.protocol.messages import CancelRequest, Finished, Prompt, ToShell, Verdict
@@ -106,7 +105,9 @@ QUEUE = [
 ]  # fmt: skip
 FOREIGN = [
     f"XADD {JOBS} * a edge1 m x", f"XADD {keys.jobs(TARGET, 'acme', 'w1')} * m x",
-    f"XREAD STREAMS {keys.replies('acme', 'edge1')} 0", f"XADD {keys.replies('acme', 'edge1')} * m x",
+    f"XREADGROUP GROUP g c STREAMS {keys.replies('acme', 'edge1')} >",
+    f"XREAD STREAMS {keys.replies('acme', 'edge1')} 0",
+    f"XADD {keys.replies('acme', 'edge1')} * m x",
     f"XREAD STREAMS {keys.output('acme', REQUEST)} 0", f"XADD {keys.prompts('acme')} * m x",
     f"XRANGE {keys.prompts('acme')} - +", f"HSET {keys.agent_beat('acme', 'edge1')} a b",
     f"ZADD {keys.agents('acme')} 1 x", f"PEXPIRE {keys.replies('acme', 'edge1')} 1",
@@ -144,13 +145,17 @@ async def test_no_tenant_reads_writes_or_answers_for_another(user: Users, name: 
 
 async def test_a_device_of_its_own_user_sees_no_other_devices_replies(redis: Redis, user: Users) -> None:
     device, fleet_user = await user("acme+agent+edge1"), await user("acme+agent")
-    await redis.xadd(keys.replies("acme", "edge2"), {"m": b"x"})
-    await redis.pexpire(keys.replies("acme", "edge2"), 1000)
-    assert await fleet_user.xread({keys.replies("acme", "edge2"): "0"})
+    replies = keys.replies("acme", "edge2")
+    await redis.xadd(replies, {"m": b"x"})
+    await redis.pexpire(replies, 1000)
     with pytest.raises(rx.NoPermissionError):
-        await device.xread({keys.replies("acme", "edge2"): "0"})
+        await device.xgroup_create(replies, "boot", "0")
+    await fleet_user.xgroup_create(replies, "boot", "0")
+    for client, allowed in ((device, False), (fleet_user, True)):
+        with nullcontext() if allowed else pytest.raises(rx.NoPermissionError):
+            assert await client.xreadgroup("boot", "edge2", {replies: ">"})
     with pytest.raises(rx.NoPermissionError):
-        await device.pexpire(keys.replies("acme", "edge2"), 0)
+        await device.pexpire(replies, 0)
 
 
 async def test_redis_own_default_user_is_shut_out(redis_url: str) -> None:
