@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
-from pydantic import SecretStr
-
 from pilotfish.cli import redis_server
 from pilotfish.cli.options import BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TRACE, flag
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
@@ -23,9 +21,13 @@ from pilotfish.protocol.errors import PilotfishError
 from pilotfish.protocol.inspection import text_hash
 from pilotfish.protocol.settings import ENV_PREFIX, Settings
 
-SECRETS = ("api_key", "metrics_key")  # told through the environment: argument lists can be read by everyone
+SECRETS = (
+    "api_key",
+    "metrics_key",
+    "cache_key",
+)  # told through the environment: argument lists can be read by everyone
 WORKER_OPTIONS = (*BROKER[1:], *TARGET, *MACHINE, *TRACE)
-AGENT_OPTIONS = (*BROKER[1:], *DRAFT, *MACHINE, *REQUEST, *(name for name in SERVE if name not in SECRETS), *TRACE)
+AGENT_OPTIONS = (*BROKER[1:], *DRAFT, *MACHINE, *REQUEST, *SERVE, *TRACE)
 
 
 @contextlib.contextmanager
@@ -70,13 +72,15 @@ def allowed_cores(settings: Settings) -> list[int]:
 def arguments(settings: Settings, names: tuple[str, ...], **more: str) -> list[str]:
     """What a child is told: the command line's settings it takes (it reads environment and file itself), and `more`."""
     origins = settings.origins()
-    given = {name: _written(getattr(settings, name)) for name in names if origins[name] == "cli"}
-    return [word for name, value in {**given, **more}.items() for word in (flag(name), value)]
+    given = {name: getattr(settings, name) for name in names if origins[name] == "cli" and name not in SECRETS}
+    return [word for name, value in {**given, **more}.items() for word in _written(name, value)]
 
 
-def _written(value: object) -> str:
-    """As it was given: a secret prints as stars."""
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+def _written(name: str, value: object) -> tuple[str, ...]:
+    """As it is given on a command line; a switch is its own word."""
+    if isinstance(value, bool):
+        return (flag(name) if value else f"--no-{flag(name)[2:]}",)
+    return flag(name), str(value)
 
 
 class Pair:

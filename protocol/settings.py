@@ -146,6 +146,13 @@ class Settings(BaseModel):
         """Setting -> "cli", "env VARIABLE", "file PATH" or "default"."""
         return {name: self._origins.get(name, "default") for name in type(self).model_fields}
 
+    def suggest(self, **values: Any) -> Settings:
+        """A copy with these values where nobody chose others; they count as given on the command line."""
+        free = {name: value for name, value in values.items() if self.origins()[name] == "default"}
+        copy = self.model_copy(update=free)
+        copy._origins = {**self._origins, **dict.fromkeys(free, "cli")}
+        return copy
+
     def shown(self) -> dict[str, str]:
         """Setting -> its value as a person may see it: no password, "unset" for None."""
         return {name: _shown(name, getattr(self, name)) for name in type(self).model_fields}

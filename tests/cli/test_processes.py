@@ -39,6 +39,12 @@ def test_keys_are_told_through_the_environment() -> None:
     assert arguments(settings, AGENT_OPTIONS) == ["--serve-port", "0"]
 
 
+def test_a_switch_is_its_own_word_and_no_secret_is_an_argument() -> None:
+    settings = load({"kv_reuse": False, "compiled": True, "cache_key": "hidden"}, environ={})
+    assert arguments(settings, ("kv_reuse", "compiled", "cache_key")) == ["--no-kv-reuse", "--compiled"]
+    assert secrets_of(settings) == {"PILOTFISH_CACHE_KEY": "hidden"}
+
+
 def child(tmp_path: Path, code: str) -> Child:
     log = tmp_path / "worker.log"
     with log.open("wb") as out:

@@ -130,7 +130,7 @@ async def test_a_running_request_is_cancelled(redis: Redis, redis_url: str) -> N
         await shell.tell_agent("edge1", CancelRequest(request=REQUEST))
         messages = await asyncio.wait_for(reading, 10)
         assert messages[-1].reason == "cancelled"
-        assert not running.generations
+        await wait_until(lambda: not running.generations, "the generation to be forgotten")
 
 
 async def test_a_request_withdrawn_in_time_is_never_begun(redis: Redis, redis_url: str) -> None:

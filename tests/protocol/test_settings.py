@@ -185,3 +185,10 @@ def test_whatever_is_given_is_settings_or_a_settings_error(cli: dict[str, object
             load(given_here, environ={})
         except SettingsError as error:
             assert str(error)
+
+
+def test_a_suggestion_holds_where_nobody_chose() -> None:
+    chosen = load({"window": 3}, environ={})
+    suggested = chosen.suggest(window=1, drafting="always")
+    assert (suggested.window, suggested.drafting) == (3, "always")
+    assert (suggested.origins()["drafting"], chosen.origins()["drafting"]) == ("cli", "default")
