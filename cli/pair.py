@@ -12,7 +12,7 @@ from typing import Self
 
 from pilotfish.cli import redis_server
 from pilotfish.cli.inspection import text_hash
-from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, flag
+from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, written
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
 from pilotfish.cli.redis_url import described
 from pilotfish.cloud_worker.launch import vllm_version
@@ -67,8 +67,8 @@ def allowed_cores(settings: Settings) -> list[int]:
 def arguments(settings: Settings, names: tuple[str, ...], **more: str) -> list[str]:
     """What a child is told: the command line's settings it takes (it reads environment and file itself), and `more`."""
     origins = settings.origins()
-    given = {name: str(getattr(settings, name)) for name in names if origins[name] == "cli"}
-    return [word for name, value in {**given, **more}.items() for word in (flag(name), value)]
+    given = {name: getattr(settings, name) for name in names if origins[name] == "cli"}
+    return [word for name, value in {**given, **more}.items() for word in written(name, value)]
 
 
 class Pair:
