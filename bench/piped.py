@@ -3,8 +3,8 @@
     with Piped("pilotfish.bench.module", environment) as child:
         child.ask({"do": "this"})
 
-The child calls `serve(handle)`, or awaits `serve_async`. Engines live in such children: two of them never share a process, and idle ones wait in
-a read, off everybody's cores. Knows nothing of what is asked.
+The child calls `serve(handle)`, or awaits `serve_async`. Engines live in such children: two of them never share a
+process, and idle ones wait in a read, off everybody's cores. Knows nothing of what is asked.
 """
 
 from __future__ import annotations

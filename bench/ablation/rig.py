@@ -81,10 +81,12 @@ class Edge:
 
 @asynccontextmanager
 async def rig(url: str, settings: Settings, logs: Path) -> AsyncIterator[Rig]:
-    """A worker of these settings on the Redis at `url`, ready. Raises with its own sentence if it does not start."""
+    """A worker of these settings on the Redis at `url`, ready. Raises with its own sentence if it does not start.
+
+    `logs` is a folder that exists.
+    """
     for_worker, for_edge = split_cores(allowed_cores(settings))
     name, redis = f"ablation-{secrets.token_hex(2)}", connect(url)
-    logs.mkdir(parents=True, exist_ok=True)
     try:
         async with Children(url, logs) as children:
             words = arguments(settings, WORKER_OPTIONS, cores=for_worker, name=name)

@@ -61,7 +61,7 @@ class Experiment:
 
 
 def run(experiment: Experiment, progress: Progress = lambda *_: None) -> Path:
-    """Measure what is not yet measured; returns the folder. Raises UsageError, or what keeps a process from starting."""
+    """Measure what is not yet measured; returns the folder. Raises UsageError, or what did not start."""
     return asyncio.run(measure(experiment, progress))
 
 
@@ -88,6 +88,7 @@ class Course:
         self.manifest = manifests.resumed(experiment.out, wanted)
         self.manifest["sittings"].append(manifests.sitting())
         manifests.write(experiment.out, self.manifest)
+        self.work = experiment.out / ".work"  # logs and what is learnt: gone at the end
         self.log = records.Log(experiment.out)
         self.done = {records.key_of(record) for record in records.read(experiment.out)}
         self.total = experiment.seeds * len(self.variants) * len(experiment.rtt_ms) * len(self.questions.asked)
@@ -95,36 +96,33 @@ class Course:
 
     async def run(self) -> None:
         """All replicates."""
-        scratch = self.experiment.out / ".work"  # logs and what is learnt: gone at the end
         with own_redis() as server:
             for seed in range(1, self.experiment.seeds + 1):
                 for group in turned(grouped(self.variants, self.common), seed):
                     while any(self._open_cells(variant, seed) for variant in group):
-                        await self._sit(server.url, group, seed, scratch)
+                        await self._sit(server.url, group, seed)
         self.progress(len(self.done), self.total, "")
         self.manifest["finished"] = manifests.sitting()["started"]
         manifests.write(self.experiment.out, self.manifest)
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
 
-    async def _sit(self, url: str, group: list[Variant], seed: int, scratch: Path) -> None:
+    async def _sit(self, url: str, group: list[Variant], seed: int) -> None:
         """One worker, and each variant's agent in turn; a failure ends it early, and the next one goes on."""
         settings = group[0].resolved(self.common)
-        async with rig(url, settings, scratch / "logs") as running:
+        async with rig(url, settings, _made(self.work / "logs")) as running:
             for variant in turned(group, seed):
-                if self._open_cells(variant, seed):
-                    learned = scratch / "learned" / f"{variant.name}-{seed}"
-                    if not await self._variant(running, variant, seed, learned):
-                        return
+                if self._open_cells(variant, seed) and not await self._variant(running, variant, seed):
+                    return
 
-    async def _variant(self, running: Rig, variant: Variant, seed: int, learned: Path) -> bool:
+    async def _variant(self, running: Rig, variant: Variant, seed: int) -> bool:
         """False if something failed, so that processes are better started anew."""
-        taught = learned.exists()
+        learned = _made(self.work / f"{variant.name}-{seed}")
         try:
             async with running.edge(variant, self.common, learned) as edge:
                 self.manifest["models"][variant.name] = edge.about
                 manifests.write(self.experiment.out, self.manifest)
-                if variant.learns and not taught:
-                    await self._teach(edge, variant)
+                if variant.learns:
+                    await self._teach(edge, variant, learned / "taught")
                 for rtt_ms in self.experiment.rtt_ms:
                     if not await self._cell(running, edge, variant, rtt_ms, seed):
                         return False
@@ -132,11 +130,15 @@ class Course:
             return False
         return True
 
-    async def _teach(self, edge: Edge, variant: Variant) -> None:
+    async def _teach(self, edge: Edge, variant: Variant, mark: Path) -> None:
+        """Once a replicate, even if it is interrupted: what is learnt is on disk."""
+        if _exists(mark):
+            return
         for number, question in enumerate(self.questions.lessons, 1):
             where = f"{variant.name}: lesson {number} of {len(self.questions.lessons)}"
             self.progress(len(self.done), self.total, where)
             await edge.ask(question, seed=number, rtt_ms=0)
+        _made(mark)
 
     async def _cell(self, running: Rig, edge: Edge, variant: Variant, rtt_ms: float, seed: int) -> bool:
         """Every prompt of one variant, RTT and seed that has no record yet."""
@@ -181,6 +183,15 @@ class Course:
 
     def _open_cells(self, variant: Variant, seed: int) -> bool:
         return any(self._left(variant, rtt_ms, seed) for rtt_ms in self.experiment.rtt_ms)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()
 
 
 def draw_seed(key: Key) -> int:
