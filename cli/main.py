@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pilotfish.cli import bench, chat, config, demo, models, queue, run, submit
+from pilotfish.cli import ablate, bench, chat, config, demo, models, queue, run, submit
 from pilotfish.cli.options import Help
 from pilotfish.protocol.errors import PilotfishError
 
@@ -37,6 +37,7 @@ app.command()(chat.chat)
 app.add_typer(queue.app, name="queue")
 app.add_typer(models.app, name="models")
 app.command()(bench.bench)
+app.add_typer(ablate.app, name="ablate")
 app.command()(config.doctor)
 app.add_typer(config.app, name="config")
 

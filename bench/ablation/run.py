@@ -1,20 +1,25 @@
 """The experiment: every variant, RTT and seed over the same prompts, on real processes, resumable.
 
     for each seed                      a replicate: agents start anew, with nothing learnt
-        for each set of worker settings    one worker at a time
-            for each variant                   an agent behind a proxy; lessons, not measured
-                for each RTT                       every prompt, one after the other
+        start every worker and agent       then lessons for those that learn, not measured
+        for each RTT
+            for each prompt
+                ask each variant           in turn, another one first for every prompt
 
-The order of variants turns with the seed, so that a machine that slows down slows down each of them. A request that
-fails is a record too: it is named in the report, and counts as a wrong answer, never as a fast one.
+Variants take turns prompt by prompt, because a machine drifts: two identical variants measured a minute apart differed
+by 40 % here, with an interval that excluded 0. A request that fails is a record too: it is named in the report, and
+counts as a wrong answer, never as a fast one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,8 @@ WARM_UP = 2  # prompts before each cell: caches, and what is known of the RTT
 ANSWER_TOKENS = 72  # no answer of the evaluation set is longer
 FAILURES_MAX = 5  # in a row: then something is broken, and the rest would only say so again
 
+log = logging.getLogger("pilotfish.ablation")
+
 Progress = Callable[[int, int, str], None]  # (requests done, of how many, what comes next)
 
 
@@ -47,9 +54,11 @@ class Experiment:
     prompts: Path | None = None
     per_family: int | None = None
     lessons: int = LESSONS
+    together: bool = True  # workers of different settings run at once; else one after the other
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
         if self.seeds < 1 or not self.rtt_ms or min(self.rtt_ms) < 0:
             raise UsageError("an experiment needs one seed at least, and RTTs of 0 ms or more")
         object.__setattr__(self, "rtt_ms", tuple(float(rtt) for rtt in self.rtt_ms))
@@ -96,39 +105,43 @@ class Course:
 
     async def run(self) -> None:
         """All replicates."""
-        with own_redis() as server:
-            for seed in range(1, self.experiment.seeds + 1):
-                for group in turned(grouped(self.variants, self.common), seed):
-                    while any(self._open_cells(variant, seed) for variant in group):
-                        await self._sit(server.url, group, seed)
+        groups = grouped(self.variants, self.common)
+        for seed in range(1, self.experiment.seeds + 1):
+            for at_once in [groups] if self.experiment.together else [[group] for group in groups]:
+                while self._left([variant for group in at_once for variant in group], seed):
+                    await self._sit(at_once, seed)
         self.progress(len(self.done), self.total, "")
         self.manifest["finished"] = manifests.sitting()["started"]
         manifests.write(self.experiment.out, self.manifest)
         shutil.rmtree(self.work, ignore_errors=True)
 
-    async def _sit(self, url: str, group: list[Variant], seed: int) -> None:
-        """One worker, and each variant's agent in turn; a failure ends it early, and the next one goes on."""
-        settings = group[0].resolved(self.common)
-        async with rig(url, settings, _made(self.work / "logs")) as running:
-            for variant in turned(group, seed):
-                if self._open_cells(variant, seed) and not await self._variant(running, variant, seed):
-                    return
-
-    async def _variant(self, running: Rig, variant: Variant, seed: int) -> bool:
-        """False if something failed, so that processes are better started anew."""
-        learned = _made(self.work / f"{variant.name}-{seed}")
+    async def _sit(self, groups: list[list[Variant]], seed: int) -> None:
+        """Workers and agents together until all is measured; a failure ends it early, and the next one goes on."""
         try:
-            async with running.edge(variant, self.common, learned) as edge:
-                self.manifest["models"][variant.name] = edge.about
-                manifests.write(self.experiment.out, self.manifest)
-                if variant.learns:
-                    await self._teach(edge, variant, learned / "taught")
+            async with AsyncExitStack() as stack:
+                asked = [one for group in groups for one in await self._open(stack, group, seed)]
                 for rtt_ms in self.experiment.rtt_ms:
-                    if not await self._cell(running, edge, variant, rtt_ms, seed):
-                        return False
-        except EngineError:  # the agent's process died; the request it died of has its record
-            return False
-        return True
+                    if not await self._cell(asked, rtt_ms, seed):
+                        return
+        except EngineError as error:  # an agent's process died; the request it died of has its record
+            log.warning("%s", error)
+
+    async def _open(self, stack: AsyncExitStack, group: list[Variant], seed: int) -> list[Asked]:
+        """One worker on a Redis of its own, and an agent for each variant, taught."""
+        url = stack.enter_context(own_redis()).url
+        logs = _made(self.work / f"logs-{group[0].name}")
+        running = await stack.enter_async_context(rig(url, group[0].resolved(self.common), logs))
+        found = []
+        for variant in group:
+            self.progress(len(self.done), self.total, f"starting {variant.name}")
+            learned = _made(self.work / f"{variant.name}-{seed}")
+            edge = await stack.enter_async_context(running.edge(variant, self.common, learned))
+            self.manifest["models"][variant.name] = edge.about
+            if variant.learns:
+                await self._teach(edge, variant, learned / "taught")
+            found.append(Asked(variant, edge, running))
+        manifests.write(self.experiment.out, self.manifest)
+        return found
 
     async def _teach(self, edge: Edge, variant: Variant, mark: Path) -> None:
         """Once a replicate, even if it is interrupted: what is learnt is on disk."""
@@ -140,24 +153,26 @@ class Course:
             await edge.ask(question, seed=number, rtt_ms=0)
         _made(mark)
 
-    async def _cell(self, running: Rig, edge: Edge, variant: Variant, rtt_ms: float, seed: int) -> bool:
-        """Every prompt of one variant, RTT and seed that has no record yet."""
-        left = self._left(variant, rtt_ms, seed)
-        if left:
+    async def _cell(self, asked: list[Asked], rtt_ms: float, seed: int) -> bool:
+        """Every prompt at one RTT. False if something failed, so that processes are better started anew."""
+        if not self._left([one.variant for one in asked], seed, rtt_ms):
+            return True
+        for one in asked:
             for question in self.questions.lessons[:WARM_UP]:
-                await edge.ask(question, seed=0, rtt_ms=rtt_ms)
-        for question in left:
-            self.progress(len(self.done), self.total, f"{variant.name}, {rtt_ms:g} ms, seed {seed}")
-            key = Key(variant.name, rtt_ms, seed, question.number)
-            if not await self._ask(running, edge, question, key):
-                return False
+                await one.edge.ask(question, seed=0, rtt_ms=rtt_ms)
+        for turn, question in enumerate(self.questions.asked):
+            for one in turned(asked, turn):
+                key = Key(one.variant.name, rtt_ms, seed, question.number)
+                if key not in self.done and not await self._ask(one, question, key):
+                    return False
         return True
 
-    async def _ask(self, running: Rig, edge: Edge, question: Question, key: Key) -> bool:
+    async def _ask(self, asked: Asked, question: Question, key: Key) -> bool:
+        self.progress(len(self.done), self.total, f"{key.rtt_ms:g} ms, seed {key.seed}, {key.variant}")
         try:
-            told = await edge.ask(question, draw_seed(key), key.rtt_ms)
+            told = await asked.edge.ask(question, draw_seed(key), key.rtt_ms)
             if told["failure"]:
-                running.check()
+                asked.rig.check()
         except PilotfishError as error:
             told = {"failure": {"code": error.code, "sentence": str(error)}}
         self._note(key, question, told)
@@ -177,12 +192,20 @@ class Course:
         self.log.add({**key._asdict(), "family": question.family, "right": right, **told})
         self.done.add(key)
 
-    def _left(self, variant: Variant, rtt_ms: float, seed: int) -> list[Question]:
-        keys = {Key(variant.name, rtt_ms, seed, one.number): one for one in self.questions.asked}
-        return [question for key, question in keys.items() if key not in self.done]
+    def _left(self, every: Sequence[Variant], seed: int, rtt_ms: float | None = None) -> bool:
+        """Whether something of this replicate, or of one RTT of it, has no record yet."""
+        rtts = self.experiment.rtt_ms if rtt_ms is None else (rtt_ms,)
+        places = product([one.name for one in every], rtts, [seed], [one.number for one in self.questions.asked])
+        return any(Key(*place) not in self.done for place in places)
 
-    def _open_cells(self, variant: Variant, seed: int) -> bool:
-        return any(self._left(variant, rtt_ms, seed) for rtt_ms in self.experiment.rtt_ms)
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A variant that is ready to be asked."""
+
+    variant: Variant
+    edge: Edge
+    rig: Rig
 
 
 def _made(folder: Path) -> Path:
@@ -224,6 +247,7 @@ def stated(experiment: Experiment, every: Sequence[Variant], questions: Question
             "rtt_ms": list(experiment.rtt_ms),
             "prompts": questions.source,
             "lessons": len(questions.lessons),
+            "together": experiment.together,
             "settings": {name: str(value) for name, value in experiment.common.items()},
         },
         "about": {name: preset.about for name, preset in PRESETS.items()},

@@ -201,15 +201,23 @@ def _at_place(place: int) -> Measure:
 def corrections(data: Data) -> Iterator[Row]:
     """Where in the answer the target overruled the draft, over the tokens that stand there."""
     for variant in data.variants:
-        written, corrected = defaultdict[int, int](int), defaultdict[int, int](int)
-        for record in data.of(variant):
-            for place, origin in enumerate(record["origins"]):
-                written[place // STRETCH] += 1
-                corrected[place // STRETCH] += origin == "corrected"
-        if any(corrected.values()):
-            for place, count in sorted(written.items()):
-                yield {"variant": variant, "from_token": place * STRETCH + 1, "to_token": (place + 1) * STRETCH,
-                       "tokens": count, "corrected": corrected[place], "share": corrected[place] / count}  # fmt: skip
+        records = data.of(variant)
+        if not any("corrected" in record["origins"] for record in records):
+            continue
+        for start in range(0, max(len(record["origins"]) for record in records), STRETCH):
+            found = bootstrap.sums(records, _stretch(start))
+            if one := found.interval():
+                yield {"variant": variant, "from_token": start + 1, "to_token": start + STRETCH,
+                       "tokens": int(found.under.sum()), "corrected": int(found.over.sum()), "share": one.value,
+                       "low": one.low, "high": one.high}  # fmt: skip
+
+
+def _stretch(start: int) -> Measure:
+    def there(record: Record) -> list[str]:
+        origins: list[str] = record["origins"][start : start + STRETCH]
+        return origins
+
+    return Measure("", "", "", "", lambda r: there(r).count("corrected"), lambda r: len(there(r)), share=True)
 
 
 # --- speed against RTT ---------------------------------------------------------------------------------------
