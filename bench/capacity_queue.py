@@ -113,7 +113,7 @@ async def _speed(running: Agent, prompts: list[tuple[int, ...]]) -> float:
 
 
 def _task(prompt: tuple[int, ...], mode: Any = "exact", tokens: int = TOKENS) -> Task:
-    return Task(prompt=prompt, mode=mode, max_tokens=tokens, draft_tokens=K)
+    return Task(prompt=prompt, mode=mode, max_tokens=tokens, drafting="fixed", draft_tokens=K, window=1)
 
 
 async def _generate(running: Agent, task: Task) -> tuple[int, Any]:

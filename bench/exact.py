@@ -26,6 +26,7 @@ QUICK = Sizes(stride=20, task_tokens=24, code_tokens=32)
 PUBLISHED: dict[str, dict[str, Any]] = {"vllm bfloat16": {"dtype": "bfloat16"}, "vllm compiled": {"compiled": True}}
 PUBLISHED_SIZES = Sizes(stride=4)
 SHOWN = 20  # differences told one by one
+MARGINS = (0.001, 0.01, 0.1, 0.5)  # shares at which the margins of ties are told
 
 
 def run(*, quick: bool = False, pair: Pair | None = None, engines: tuple[str, ...] = ()) -> Report:
@@ -78,7 +79,13 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "unexplained": unexplained,
         "per_1000_tokens": round(1000 * len(outcome.judged) / max(1, outcome.tokens), 4),
         "gaps": gaps(outcome.judged),
-        "noise": {**asdict(outcome.noise), "bound": outcome.noise.bound},
+        "noise": {
+            "rows": outcome.noise.rows,
+            "alone": outcome.noise.alone,
+            "in_company": outcome.noise.in_company,
+            "bound": outcome.noise.bound,
+        },
+        "tie_margins": {f"p{share * 100:g}": round(percentile(outcome.noise.margins, share), 5) for share in MARGINS},
         "settings": {name: setting_figures(outcome.settings[name]) for name in SETTINGS},
         "shown": outcome.judged[:SHOWN],
     }

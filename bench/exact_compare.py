@@ -102,7 +102,8 @@ async def generate(agent: Agent, item: Item, mode: Mode, sampling: Sampling, tal
     """The ids of one generation."""
     task = Task(
         prompt=item.prompt, mode=mode, sampling=sampling, max_tokens=item.max_tokens, stop_ids=agent.stop_ids,
-        draft_tokens=DRAFTS[item.number % len(DRAFTS)], deadline_ms=DEADLINE_MS, round_timeout_ms=60_000,
+        drafting="always", draft_tokens=DRAFTS[item.number % len(DRAFTS)],
+        deadline_ms=DEADLINE_MS, round_timeout_ms=60_000,
     )  # fmt: skip
     generation = agent.open(task)
     try:

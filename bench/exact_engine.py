@@ -26,7 +26,7 @@ from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.messages import Sampling
 
 CONTEXT, DRAFT_MAX, THREADS_MAX = 512, 8, 4
-NOISE_TEXTS = 16
+NOISE_TEXTS = 64
 SETTINGS = {
     "T=0": Sampling(),
     "T=0.7 top_p=0.9": Sampling(temperature=0.7, top_p=0.9),

@@ -28,6 +28,9 @@ class Noise:
     rows: int  # compared each way
     alone: float  # nothing else in the engine
     in_company: float  # the same round beside those of other sessions
+    margins: tuple[
+        float, ...
+    ] = ()  # of each row at T = 1, sorted: how far the second highest perturbed value lies below
 
     @property
     def bound(self) -> float:
@@ -41,7 +44,17 @@ def measure(probe: Probe, prefixes: Sequence[tuple[int, ...]]) -> Noise:
     rounds = [(prefix, found.draws[:K]) for prefix, found in zip(prefixes, decoded, strict=True)]
     alone = [probe.answers(Ask(f"alone{n}", *one))[0] for n, one in enumerate(rounds)]
     together = probe.answers(*(Ask(f"together{n}", *one) for n, one in enumerate(rounds)))
-    return Noise(len(prefixes) * (K + 1), _largest(decoded, alone), _largest(decoded, together))
+    margins = sorted(
+        _margin(row, len(prefix) + at)
+        for prefix, found in zip(prefixes, decoded, strict=True)
+        for at, row in enumerate(found.rows)
+    )
+    return Noise(len(margins), _largest(decoded, alone), _largest(decoded, together), tuple(margins))
+
+
+def _margin(row: Float32s, position: int) -> float:
+    second, first = np.sort(_scores(row, position, Sampling(temperature=1.0, seed=1)))[-2:]
+    return float(first - second)
 
 
 def _largest(some: Sequence[Answer], others: Sequence[Answer]) -> float:

@@ -13,12 +13,20 @@ NAMES: Final[dict[str, str]] = {
     "broker": "pilotfish.bench.broker:run",
     "verify": "pilotfish.bench.verify:run",
     "capacity": "pilotfish.bench.capacity:run",
+    "edgecache": "pilotfish.bench.edgecache:run",
+    "index": "pilotfish.bench.index:run",
+    "routing": "pilotfish.bench.routing:run",
+    "control": "pilotfish.bench.control:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
     "verify": "a warm round's rows and cost at 64, 1,000 and 3,000 tokens of context",
     "capacity": "committed tokens per second with 1 to 64 edges against plain decoding and vLLM's own speculation",
+    "edgecache": "conversations kept on the device, against llama-cpp-python's RAM cache",
+    "index": "the prefix index: memory, lookups and dead workers, against llm-d's and AIBrix's layouts",
+    "routing": "sessions sent where their prefix is cached, against least-loaded routing and an oracle",
+    "control": "the stop rule and pipelining against every fixed draft length, replayed and live",
 }
 
 

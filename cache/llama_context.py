@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pilotfish.cache.chat_template import render_chat
 from pilotfish.cache.llama_library import check_magic, file_digest, last_error, library, reason
+from pilotfish.cache.state_memory import allocate
 from pilotfish.protocol.errors import EngineError, ModelError
 
 Logits = NDArray[np.float32]
@@ -291,18 +292,17 @@ class LlamaContext:
         self._lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def state(self, sequence: int) -> bytes:
+    def state(self, sequence: int) -> memoryview:
         """The KV of one sequence, to be restored by `set_state` in any context of the same model and KV type."""
-        size = self._lib.llama_state_seq_get_size(self.handle, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = self._lib.llama_state_seq_get_data(self.handle, buffer, size, sequence)
-        return ctypes.string_at(buffer, written)
+        state = allocate(self._lib.llama_state_seq_get_size(self.handle, sequence))
+        written = self._lib.llama_state_seq_get_data(self.handle, _pointer(state), state.nbytes, sequence)
+        return state[:written]
 
-    def set_state(self, sequence: int, state: bytes) -> None:
+    def set_state(self, sequence: int, state: bytes | memoryview) -> None:
         """Make a sequence hold a saved state. Raises EngineError (and leaves it empty) if the state does not fit."""
         self.remove(sequence, -1)
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if not self._lib.llama_state_seq_set_data(self.handle, buffer, len(state), sequence):
+        size = len(state)
+        if not size or not self._lib.llama_state_seq_set_data(self.handle, _pointer(state), size, sequence):
             self.remove(sequence, -1)
             raise EngineError("A saved KV state does not fit this model; delete it.")
 
@@ -321,3 +321,8 @@ class LlamaContext:
 
 def _padded(n: int, to: int = 256) -> int:
     return -(-n // to) * to
+
+
+def _pointer(buffer: bytes | memoryview) -> Any:
+    """To the first byte, without a copy and without keeping the buffer alive (`ctypes.cast` would, in a cycle)."""
+    return ctypes.byref(ctypes.c_uint8.from_address(np.frombuffer(buffer, np.uint8).ctypes.data))

@@ -1,7 +1,8 @@
 """Sessions on the sequences of one llama.cpp context: who holds what, and passes whose numbers agree.
 
 A session keeps its sequence until another needs it (least recently used first); a new list of ids reuses the longest
-common prefix. `evaluate` groups the work into forward passes. With `exact` a row's logits are the same bits in
+common prefix. With a cache, what a session leaves is saved, and one that comes without KV gets what another computed.
+`evaluate` groups the work into forward passes. With `exact` a row's logits are the same bits in
 whatever company it is computed, which takes three things:
   - few rows go through other kernels than many: a pass has at least `LlamaModel.exact_rows` rows, as many of them
     with logits, and two of each sequence (attention is computed per sequence);
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from pilotfish.cache.edge_cache import EdgeCache, worthwhile
 from pilotfish.cache.llama_context import LlamaContext, Logits, Row
-from pilotfish.cache.prefix import common_prefix
+from pilotfish.cache.prefix_map import common_prefix, unpack
 from pilotfish.protocol.errors import EngineError
 
 SPARE = 16  # positions a context needs beyond its sessions' longest, for padding
@@ -48,10 +51,14 @@ class Part:
 
 
 class Sequences:
-    """The sequences of a context, handed to sessions. One owner, like the context itself."""
+    """The sequences of a context, handed to sessions. One owner, like the context itself.
 
-    def __init__(self, context: LlamaContext, *, exact: bool) -> None:
+    A model whose memory cannot forget a part gets no cache: a saved state is always rolled back to what is shared.
+    """
+
+    def __init__(self, context: LlamaContext, *, exact: bool, cache: EdgeCache | None = None) -> None:
         self.context, self.exact = context, exact
+        self.cache = cache if context.model.rolls_back else None
         self._least = context.model.exact_rows if exact else 1
         self._free = [Slot(i) for i in reversed(range(context.sequences))]
         self._held: OrderedDict[str, Slot] = OrderedDict()
@@ -71,13 +78,50 @@ class Sequences:
         if victim is None:
             return None
         slot = self._held.pop(victim)
+        self._save(slot)
         self.trim(slot, 0)
         return slot
 
     def fit(self, slot: Slot, ids: Sequence[int]) -> int:
-        """Keep what the slot shares with `ids`, at most all but its last id (whose logits are wanted): how many."""
-        self.trim(slot, min(common_prefix(slot.ids, ids), len(ids) - 1))
+        """Keep what the slot shares with `ids`, at most all but its last id (whose logits are wanted): how many.
+
+        A slot that shares nothing is given what the cache, or another session, has of them.
+        """
+        self._keep_shared(slot, ids)
+        if self.cache and not slot.ids:
+            self._restore(slot, ids)
+            self._keep_shared(slot, ids)
+            self.cache.count(len(slot.ids))
         return len(slot.ids)
+
+    def _keep_shared(self, slot: Slot, ids: Sequence[int]) -> None:
+        self.trim(slot, min(common_prefix(slot.ids, ids), len(ids) - 1))
+
+    def _restore(self, slot: Slot, ids: Sequence[int]) -> None:
+        assert self.cache
+        wanted = ids[:-1]
+        neighbour = max(self._held.values(), key=lambda one: common_prefix(one.ids, wanted))
+        shared = common_prefix(neighbour.ids, wanted)
+        if shared > self.cache.shared(wanted) and worthwhile(shared, len(neighbour.ids)):
+            self._save(neighbour)
+        while found := self.cache.find(wanted):
+            if self._holds(slot, found.state, found_ids := unpack(found.key)):
+                slot.ids = found_ids
+                return
+            self.cache.drop(found.key)
+
+    def _holds(self, slot: Slot, state: memoryview, ids: Sequence[int]) -> bool:
+        """Put a state into a slot; False, and the slot empty, if it is not one of these ids in this context."""
+        with suppress(EngineError):
+            self.context.set_state(slot.sequence, state)
+        fits = self.context.length(slot.sequence) == len(ids)
+        if not fits:
+            self._clear(slot)
+        return fits
+
+    def _save(self, slot: Slot, *, closing: bool = False) -> None:
+        if self.cache:
+            self.cache.save(slot.ids, lambda: self.context.state(slot.sequence), closing=closing)
 
     def trim(self, slot: Slot, length: int) -> None:
         """Roll a slot back to `length` tokens, or to nothing where the memory refuses a part."""
@@ -96,10 +140,18 @@ class Sequences:
         """Free a session's sequence; unknown sessions are ignored."""
         slot = self._held.pop(session, None)
         if slot is not None:
+            self._save(slot, closing=True)
             self._clear(slot)
             slot.session = ""
             self._free.append(slot)
             self._free.sort(key=lambda s: -s.sequence)  # low numbers first: neighbours share passes
+
+    def close(self) -> None:
+        """Free every session's sequence, then the cache: what they hold is on disk if it has a folder."""
+        for session in list(self._held):
+            self.forget(session)
+        if self.cache:
+            self.cache.close()
 
     def __contains__(self, session: str) -> bool:
         return session in self._held

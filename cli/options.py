@@ -28,21 +28,30 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "min_p": (float, "drop tokens below this share of the likeliest one"),
     "seed": (int, "seed of the draws; unset: random, and told"),
     "deadline_ms": (int, "a request gives up after this many ms"),
-    "draft_tokens": (int, "K, tokens drafted for one round"),
-    "window": (int, "rounds under way at a time"),
+    "drafting": (str, "auto: as far as it pays; always; fixed: draft_tokens each round", "auto|always|fixed"),
+    "draft_tokens": (int, "most tokens drafted for one round"),
+    "window": (int, "most rounds under way; 1: no drafting while a verdict is away"),
     "round_timeout_ms": (int, "a round is sent again after this many ms"),
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
     "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
     "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
+    "edge_cache_mb": (float, "memory of the draft's saved KV states; 0: keep none"),
+    "edge_cache_disk_mb": (float, "disk for them, kept across restarts; 0: none"),
     "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
     "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
     "draft_max": (int, "longest draft a worker takes in one round"),
     "max_sessions": (int, "sessions a worker serves at a time"),
     "kv_cache_gb": (float, "memory of the target's KV cache"),
-    "compiled": (bool, "vLLM compiles the target: faster rounds, the first start takes a minute"),
+    "compiled": (bool, "compile the target (vLLM): faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
-    "kv_reuse": (bool, "use KV again: sessions stay in the target, prefixes are cached"),
+    "routing": (
+        str,
+        "a new session goes where its prefix is cached, to the shortest queue, or stays",
+        "prefix|load|off",
+    ),
+    "cache_key": (str, "keeps tenants' caches apart; unset: one that workers share"),
+    "kv_reuse": (bool, "use KV again, on both sides; off: every round and turn is computed anew"),
     "context": (int, "longest prompt and answer together, in tokens"),
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
     "cache_dir": (str, "converted models and such; unset: <XDG cache>/pilotfish"),
@@ -51,8 +60,22 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 BROKER = ("redis_url", "tenant")
 REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
-DRAFT = ("draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads")
-TARGET = ("engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads")
+EDGE_CACHE = ("edge_cache_mb", "edge_cache_disk_mb")
+DRAFT = (
+    "drafting", "draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads", *EDGE_CACHE,
+)  # fmt: skip
+TARGET = (
+    "engine",
+    "target_model",
+    "dtype",
+    "draft_max",
+    "max_sessions",
+    "kv_cache_gb",
+    "compiled",
+    "engine_threads",
+    "routing",
+    "cache_key",
+)
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 
 #: a command's own flag for data in JSON

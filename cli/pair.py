@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
+from pydantic import SecretStr
+
 from pilotfish.cli import redis_server
 from pilotfish.cli.inspection import text_hash
 from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, written
@@ -67,8 +69,13 @@ def allowed_cores(settings: Settings) -> list[int]:
 def arguments(settings: Settings, names: tuple[str, ...], **more: str) -> list[str]:
     """What a child is told: the command line's settings it takes (it reads environment and file itself), and `more`."""
     origins = settings.origins()
-    given = {name: getattr(settings, name) for name in names if origins[name] == "cli"}
+    given = {name: _plain(getattr(settings, name)) for name in names if origins[name] == "cli"}
     return [word for name, value in {**given, **more}.items() for word in written(name, value)]
+
+
+def _plain(value: object) -> object:
+    """As it was given: a secret prints as stars."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 class Pair:

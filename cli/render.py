@@ -64,6 +64,8 @@ def summary_line(summary: Summary) -> str:
         parts += [counted(summary.rounds, "round"), _cloud(summary)]
     if summary.resends:
         parts.append(counted(summary.resends, "resend"))
+    if summary.ceded:
+        parts.append(f"{summary.ceded} left to the cloud, drafting was slower")
     if summary.degraded:
         parts.append("the cloud was lost for a while")
     parts += [f"{summary.total_ms:.0f} ms (first {summary.first_token_ms:.0f} ms)", f"seed {summary.seed}"]

@@ -116,7 +116,6 @@ def new_prompt(settings: Settings, text: str, *, raw: bool) -> Prompt:
     from pilotfish.edge_agent.launch import sampling
     from pilotfish.protocol.messages import Prompt
 
-    own_draft = settings.origins()["draft_tokens"] != "default"  # else the agent's setting holds
     try:
         return Prompt(
             request=secrets.token_hex(16),
@@ -126,7 +125,7 @@ def new_prompt(settings: Settings, text: str, *, raw: bool) -> Prompt:
             on_cloud_loss=settings.on_cloud_loss,
             max_tokens=settings.max_tokens,
             sampling=sampling(settings),
-            draft_tokens=settings.draft_tokens if own_draft else None,
+            draft_tokens=settings.draft_tokens,
             deadline_ms=settings.deadline_ms,
         )
     except ValidationError as error:

@@ -53,6 +53,7 @@ class Child:
 
     def _step(self, engine: Verifier) -> None:
         events = engine.step()
+        self._tell_kv(engine)  # before the events: whoever hears of a round may ask what it left in the cache
         if events:
             self._write({"op": "events", "events": [_flat(event) for event in events]})
         elif time.monotonic() - self.said > BUSY_SECONDS:
@@ -61,6 +62,7 @@ class Child:
     def _tidy(self, engine: Verifier) -> None:
         if time.monotonic() - self.tidied > TIDY_SECONDS:
             engine.tidy()
+            self._tell_kv(engine)
             self.tidied = time.monotonic()
 
     def _read(self, *, wait: bool) -> bool:
@@ -85,8 +87,10 @@ class Child:
             self._submit(VerifyRequest(**{**frame, "sampling": Sampling(**frame["sampling"])}))
         elif op == "cancel":
             self.engine.cancel(frame["id"])
+            self._tell_kv(self.engine)
         elif op == "forget":
             self.engine.forget(frame["session"])
+            self._tell_kv(self.engine)
 
     def _open(self, spec: EngineSpec) -> None:
         cores.bind(spec.cores)
@@ -112,6 +116,10 @@ class Child:
             self.engine.submit(request)
         except RequestRefused as error:
             self._write({"op": "refused", "id": request.request_id, "why": str(error)})
+
+    def _tell_kv(self, engine: Verifier) -> None:
+        if changes := engine.kv_changes():
+            self._write({"op": "kv", "changes": [[change.kind, b"".join(change.blocks)] for change in changes]})
 
     def _write(self, frame: dict[str, Any]) -> None:
         self.said = time.monotonic()

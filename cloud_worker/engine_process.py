@@ -6,6 +6,7 @@ parent side is asyncio. Frames are small maps; nothing is pickled. Knows engines
 
     to the child     open {...spec} · submit {...request} · cancel {id} · forget {session}
     to the parent    ready {...info} · events {events} · refused {id, why} · failed {why}
+                     kv {changes: [kind, short names of 8 bytes each]}: what the prefix cache stored and evicted
                      busy {}: steps without an event, said once a second, so that a long prefill is not taken for a hang
 """
 
@@ -16,14 +17,15 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
 import msgpack
 
-from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
+from pilotfish.cache.block_hash import SHORT_BYTES
+from pilotfish.cloud_worker.engines.base import EngineInfo, KvChange, VerifyEvent, VerifyRequest
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError, ModelError, PilotfishError, RequestRefused
@@ -51,6 +53,7 @@ class EngineProcess:
         self._restarting: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._heard = 0.0
+        self.on_kv: Callable[[KvChange], None] | None = None  # hears what the engine's prefix cache does, in order
 
     async def start(self) -> None:
         """Start the child and wait until its model is loaded. Raises ModelError or EngineError with its sentence."""
@@ -72,6 +75,7 @@ class EngineProcess:
         self._heard = time.monotonic()
         self.info = EngineInfo(**first["info"])
         self.vocabulary = Vocabulary(tuple(first["tokens"]), first["chat_template"], tuple(first["stop_ids"]))
+        self._say_kv(KvChange("cleared"))
         self._pump = asyncio.create_task(self._read(frames))
         self._watch = asyncio.create_task(self._kill_if_silent())
 
@@ -203,10 +207,20 @@ class EngineProcess:
     def _dispatch(self, frame: dict[str, Any]) -> None:
         if frame["op"] == "refused" and frame["id"] in self._streams:
             self._streams[frame["id"]].put_nowait(RequestRefused(frame["why"]))
+        for kind, names in frame.get("changes", ()):
+            self._say_kv(KvChange(kind, _split(names)))
         for flat in frame.get("events", ()):
             event = VerifyEvent(*flat)
             if event.request_id in self._streams:
                 self._streams[event.request_id].put_nowait(event)
+
+    def _say_kv(self, change: KvChange) -> None:
+        if self.on_kv:
+            self.on_kv(change)
+
+
+def _split(names: bytes) -> tuple[bytes, ...]:
+    return tuple(names[start : start + SHORT_BYTES] for start in range(0, len(names), SHORT_BYTES))
 
 
 async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:

@@ -32,7 +32,10 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         compiled=settings.compiled,
         cores=settings.cores or "",
     )
-    return WorkerSpec(redis_url, spec, name=name, model_name=_model_name(settings))
+    key = settings.cache_key.get_secret_value() if settings.cache_key else ""
+    return WorkerSpec(
+        redis_url, spec, name=name, model_name=_model_name(settings), routing=settings.routing, cache_key=key
+    )
 
 
 def choose_engine(wanted: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
+from pilotfish.cloud_worker.row_price import RowPrice
 from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
@@ -26,6 +27,15 @@ MAX_SESSIONS = 4096
 CANCELLED = "the session was cancelled"
 SUPERSEDED = "a job of a later epoch has come"
 AHEAD_MS = 2_000  # how far ahead of Redis' clock an entry id may lie before it is called invented
+
+
+class Start(Protocol):
+    """What `routing.py` wants to hear about the first job of a session."""
+
+    def answered(self, cached: int, rows: int) -> None:
+        """The first draws are there."""
+        ...
+
 
 Answer = Callable[[Message, bool], Awaitable[None]]  # (message, last)
 
@@ -68,6 +78,7 @@ class Ticket:
     job: VerifyJob
     age_ms: int
     request_id: str
+    start: Start | None = None  # of a session that begins here
 
 
 class Refused(Exception):
@@ -81,9 +92,12 @@ class Refused(Exception):
 class Verification:
     """Turns jobs into verdicts, for every session this worker serves."""
 
-    def __init__(self, engine: Engine, worker: str, credit: Callable[[], int]) -> None:
-        self.engine, self.worker, self.credit = engine, worker, credit
+    def __init__(
+        self, engine: Engine, worker: str, credit: Callable[[], int], salt: Callable[[str], str] = lambda tenant: ""
+    ) -> None:
+        self.engine, self.worker, self.credit, self.salt = engine, worker, credit, salt
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
+        self.price = RowPrice()
         self.counts = {"verified": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
 
     async def handle(self, ticket: Ticket, answer: Answer) -> None:
@@ -114,6 +128,11 @@ class Verification:
         if close:
             self.known.pop((tenant, agent, session), None)
             await self.engine.forget(_engine_session(tenant, agent, session))
+
+    def knows(self, session: tuple[str, str, str]) -> bool:
+        """Whether jobs of (tenant, agent, session) were served here, and are remembered."""
+        known = self.known.get(session)
+        return known is not None and bool(known.ids)
 
     # --- before the engine -----------------------------------------------------------------------------------
 
@@ -163,7 +182,7 @@ class Verification:
 
     async def _run(self, ticket: Ticket, known: Known, history: History, answer: Answer) -> None:
         """Ask the engine. What this worker knows of the session changes only with verdicts that have left."""
-        request, seq, done = _request(ticket, known), 0, False
+        request, seq, done = _request(ticket, known, self.salt(ticket.tenant)), 0, False
         clock = asyncio.get_running_loop().time
         known.running, started = request.request_id, clock()
         since = started
@@ -171,6 +190,10 @@ class Verification:
             async with aclosing(coalesced(self.engine.stream(request), COALESCE_SECONDS)) as events:
                 async for event in events:
                     now = clock()
+                    if seq == 0:
+                        self.price.add(event.rows, len(request.draft), 1000 * (now - since))
+                        if ticket.start:
+                            ticket.start.answered(event.cached, event.rows)
                     verdict = self._verdict(ticket, history, event, seq, now - since)
                     since = now
                     await answer(verdict, event.done)
@@ -210,6 +233,7 @@ class Verification:
             rows=event.rows,
             steps=event.steps,
             cached=event.cached,
+            row_ms=round(self.price.ms, 4),
         )
 
     def _count(self, ticket: Ticket, event: VerifyEvent, seq: int, engine_seconds: float) -> None:
@@ -245,7 +269,7 @@ class Verification:
         )
 
 
-def _request(ticket: Ticket, known: Known) -> VerifyRequest:
+def _request(ticket: Ticket, known: Known, salt: str) -> VerifyRequest:
     job = ticket.job
     return VerifyRequest(
         request_id=ticket.request_id,
@@ -255,6 +279,7 @@ def _request(ticket: Ticket, known: Known) -> VerifyRequest:
         sampling=job.sampling,
         continue_tokens=job.continue_tokens,
         stop_ids=job.stop_ids,
+        cache_salt=salt,
     )
 
 

@@ -22,8 +22,12 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
 
+from pilotfish.cache.prefix_index import PrefixIndex
+from pilotfish.cloud_worker.block_feed import BlockFeed
 from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.cloud_worker.routing import PassedOn, Router, Routing, Session
+from pilotfish.cloud_worker.salts import Salts
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import (
@@ -44,6 +48,8 @@ log = logging.getLogger("pilotfish.worker")
 
 JOB_SECONDS = 600
 DRAIN_SECONDS = 20
+PICKS = 4  # at once, by a worker that may soon have enough in hand
+BACKLOG_MS = 20  # a worker with enough prefill in hand looks again so soon
 STOCK_EVERY_SECONDS = 1.0  # arq's own zset: cron, deferred and admin jobs
 
 
@@ -56,6 +62,8 @@ class WorkerSpec:
     name: str = ""
     model_name: str = ""
     max_jobs: int = 64
+    routing: Routing = "prefix"
+    cache_key: str = ""
 
 
 class StreamWorker(Worker):
@@ -63,14 +71,14 @@ class StreamWorker(Worker):
 
     def __init__(
         self, functions: Any, *, ingress: Ingress, describe: Callable[[], dict[str, str]],
-        announce: Callable[[], Awaitable[None]], **kwargs: Any,
+        announce: Callable[[], Awaitable[None]], router: Router | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         _refuse_pickle(kwargs)
         super().__init__(
             functions, poll_delay=0, handle_signals=True, job_completion_wait=DRAIN_SECONDS, log_results=False,
             queue_name=f"arq:{keys.PREFIX}:{ingress.target}", **kwargs,
         )  # fmt: skip
-        self.ingress, self.describe, self.announce = ingress, describe, announce
+        self.ingress, self.describe, self.announce, self.router = ingress, describe, announce, router
         self._sweeper: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
 
@@ -117,7 +125,11 @@ class StreamWorker(Worker):
             await self._through(self._pick_up)
 
     async def _pick_up(self) -> None:
-        for delivery in await self.ingress.pick_up(self.credit, keys.BLOCK_MS):
+        more = self.router is None or self.router.takes_more
+        count, wait_ms = self.credit, keys.BLOCK_MS if more else BACKLOG_MS
+        if self.router:
+            count = min(count, PICKS)
+        for delivery in await self.ingress.pick_up(count, wait_ms, passed_on=more):
             self.begin(delivery)
         await asyncio.sleep(0)  # the jobs begin first, then the next pick-up is sent
 
@@ -138,12 +150,17 @@ class StreamWorker(Worker):
     async def _sweep(self) -> None:
         for delivery in await self.ingress.sweep(self.credit):
             self.begin(delivery)
+        if self.router and self.allow_pick_jobs and not self.job_counter:
+            for delivery in await self.ingress.steal(1):
+                self.begin(delivery)
 
     async def _beat(self) -> None:
         serving = self.allow_pick_jobs
         state = {"state": "serving" if serving else "draining", "credit": str(self.credit)}
         if not await self.ingress.beat({**self.describe(), **state}, serving=serving):
             await self.announce()
+        if self.router:
+            await self.router.beat(serving=serving)
 
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
@@ -248,6 +265,8 @@ class StreamWorker(Worker):
         """
         self.allow_pick_jobs = False
         await end_tasks(task for task in (self._sweeper, self._picking, *self.tasks.values()) if task)
+        if self.router:
+            await self.router.feed.stop()
         try:
             await self.ingress.leave()
             await self.pool.delete(self.health_check_key)
@@ -275,12 +294,21 @@ async def verify(ctx: dict[str, Any], job: VerifyJob) -> None:
     ingress: Ingress = ctx["worker"].ingress
     # an entry's id is unique within its stream only, and the engine knows requests of every stream
     request_id = f"{delivery.stream} {delivery.entry_id}/{delivery.deliveries}"
-    ticket = Ticket(delivery.tenant, job, ingress.age_ms(delivery), request_id)
+    age_ms, router = ingress.age_ms(delivery), ctx["worker"].router
+    try:
+        start = await router.place(delivery, job) if router and age_ms >= -AHEAD_MS else None
+    except PassedOn:
+        return
+    ticket = Ticket(delivery.tenant, job, age_ms, request_id, start)
 
     async def answer(message: Message, last: bool) -> None:
         await ingress.reply(delivery, message, last=last)
 
-    await ctx["verification"].handle(ticket, answer)
+    try:
+        await ctx["verification"].handle(ticket, answer)
+    finally:
+        if start:
+            start.close()
     if ticket.age_ms < -AHEAD_MS:
         await ingress.start_over(delivery.stream)
 
@@ -288,6 +316,11 @@ async def verify(ctx: dict[str, Any], job: VerifyJob) -> None:
 async def cancel(ctx: dict[str, Any], message: Cancel | Close) -> None:
     """Stop what runs for a session (cancel), and forget it (close); acknowledged without a reply."""
     delivery: Delivery = ctx["delivery"]
+    if router := ctx["worker"].router:
+        try:
+            await router.follow(delivery, message)
+        except PassedOn:
+            return
     closing = isinstance(message, Close)
     await ctx["verification"].cancel(delivery.tenant, message.agent, message.session, close=closing)
     await ctx["worker"].ingress.reply(delivery, None)
@@ -342,17 +375,23 @@ async def _serve(
     target = fleet.Target(fleet.target_id(info.fingerprint), shown, info.context, info.draft_max, engine.vocabulary)
     name = spec.name or f"{info.engine}-{secrets.token_hex(3)}"
     ingress = Ingress(pool, target.id, name)
+    salts = Salts(pool, spec.cache_key.encode())
+    await salts.agree()
+    router = _router(spec, ingress, engine, salts, lambda session: verification.knows(session))
     worker = StreamWorker(
         FUNCTIONS, ingress=ingress, describe=lambda: _describe(worker, engine), redis_pool=pool, max_jobs=spec.max_jobs,
-        announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
+        router=router, announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
         job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
-    worker.ctx["verification"] = Verification(engine, name, lambda: worker.credit)
+    verification = Verification(engine, name, lambda: worker.credit, salts.of)
+    worker.ctx["verification"] = verification
 
     async def open_and_beat(ctx: dict[Any, Any]) -> None:
         await worker.announce()
         await ingress.open()
         await ingress.beat({"state": "serving"})
+        if router:
+            await router.feed.start()
         if ready:
             ready(target, engine)
 
@@ -369,6 +408,18 @@ async def _serve(
         await worker.close()
 
 
+def _router(
+    spec: WorkerSpec, ingress: Ingress, engine: EngineProcess, salts: Salts, knows: Callable[[Session], bool]
+) -> Router | None:
+    """None for an engine without a prefix cache, and where it is switched off: first come, first served."""
+    info = engine.info
+    if spec.routing == "off" or not info.kv_blocks:
+        return None
+    feed = BlockFeed(PrefixIndex(ingress.redis, ingress.target), ingress.worker, info.kv_blocks)
+    engine.on_kv = feed.heard
+    return Router(ingress, feed, info.block_size, salts, knows, spec.routing)
+
+
 def _describe(worker: StreamWorker, engine: EngineProcess) -> dict[str, str]:
     """The beat, for people: plain text."""
     counts = worker.ctx["verification"].counts
@@ -378,4 +429,5 @@ def _describe(worker: StreamWorker, engine: EngineProcess) -> dict[str, str]:
         "running": str(worker.job_counter),
         "restarts": str(engine.restarts),
         **{name: str(value) for name, value in counts.items()},
+        **(worker.router.describe() if worker.router else {}),
     }

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pilotfish.edge_agent.drafters.base import Draft, Drafter
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
+from pilotfish.edge_agent.generation import WINDOW, Generation, Task
+from pilotfish.edge_agent.plan import Experience
+from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
 from pilotfish.protocol import keys
@@ -26,6 +28,7 @@ from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
     Accepted,
     CancelRequest,
+    Drafting,
     Failed,
     Finished,
     Prompt,
@@ -41,8 +44,9 @@ T = TypeVar("T")
 class Defaults:
     """What a request gets where it does not say otherwise."""
 
-    draft_tokens: int = 4
-    window: int = 1
+    drafting: Drafting = "auto"
+    draft_tokens: int | None = None
+    window: int = WINDOW
     resends: int = 2
     round_timeout_ms: int = 5_000
     max_requests: int = 8
@@ -62,6 +66,7 @@ class Agent:
     ) -> None:
         self.drafter, self.tokenizer, self.stop_ids = drafter, tokenizer, frozenset(stop_ids)
         self.broker, self.target, self.defaults = broker, target, defaults or Defaults()
+        self.experience = Experience()
         self.generations: dict[str, Generation] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,7 +123,7 @@ class Agent:
 
     def open(self, task: Task) -> Generation:
         """A generation of this agent; run it, then `close` it."""
-        generation = Generation(task, self._draft, self.broker, self.target, self.vocab_size)
+        generation = Generation(task, self._draft, self.broker, self.target, self.vocab_size, self.experience)
         self.generations[generation.session.id] = generation
         return generation
 
@@ -133,9 +138,15 @@ class Agent:
         return len(self.target.vocabulary) if self.target else self.drafter.info.vocab_size
 
     async def _draft(
-        self, session: str, ids: Sequence[int], count: int, sampling: Sampling, stop_ids: frozenset[int]
+        self,
+        session: str,
+        ids: Sequence[int],
+        count: int,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        proceed: Proceed,
     ) -> Draft:
-        return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids))
+        return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids, proceed))
 
     async def _on_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
@@ -161,7 +172,8 @@ class Agent:
 
     async def _beat(self) -> None:
         assert self.broker is not None
-        fields = {"running": str(len(self._taken)), "target": self.target.id if self.target else ""}
+        target = self.target.id if self.target else ""
+        fields = {"running": str(len(self._taken)), "target": target, **self.drafter.beat}
         await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
         for entry_id in await self.broker.keep_prompts(list(self._taken)):
             if task := self._taken.get(entry_id):
@@ -247,7 +259,7 @@ class Agent:
     async def _speak(self, request: str, generation: Generation) -> None:
         assert self.broker is not None
         decoder, start = Decoder(self.tokenizer.piece, self.stop_ids), 0
-        async with aclosing(generation.run()) as run:
+        async with aclosing(_unhurried(generation.run())) as run:
             async for tokens in run:
                 ids, origins = tuple(t.id for t in tokens), tuple(t.origin for t in tokens)
                 pieces = tuple(decoder.feed(token) for token in ids)
@@ -265,12 +277,41 @@ class Agent:
             sampling=prompt.sampling,
             max_tokens=prompt.max_tokens,
             stop_ids=self.stop_ids,
+            drafting=self.defaults.drafting,
             draft_tokens=chosen,
             window=self.defaults.window,
             resends=self.defaults.resends,
             round_timeout_ms=self.defaults.round_timeout_ms,
             deadline_ms=prompt.deadline_ms,
         )
+
+
+async def _unhurried(run: AsyncGenerator[list[Committed], None]) -> AsyncGenerator[list[Committed], None]:
+    """The same tokens, but the generation goes on while its reader is busy: to tell them takes a round trip each."""
+    ready: asyncio.Queue[list[Committed] | None] = asyncio.Queue()
+
+    async def write() -> None:
+        try:
+            async with aclosing(run):
+                async for tokens in run:
+                    ready.put_nowait(tokens)
+        finally:
+            ready.put_nowait(None)
+
+    writing = asyncio.create_task(write())
+    try:
+        ended = False
+        while not ended:
+            batches = [await ready.get()]
+            while not ready.empty():
+                batches.append(ready.get_nowait())
+            ended = batches[-1] is None
+            if tokens := [token for batch in batches if batch for token in batch]:
+                yield tokens
+        await writing  # raises what the generation raised
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
 
 
 async def _for_ever(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -7,14 +7,18 @@ when to draft, how long to wait, and where to send. Knows nothing of prompts' te
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from pilotfish.edge_agent.drafters.base import Draft
+from pilotfish.edge_agent.drafters.base import Draft, Proceed
+from pilotfish.edge_agent.plan import Experience, Plan
+from pilotfish.edge_agent.policy import FixedDraft, Policy, StopRule
 from pilotfish.edge_agent.session import Committed, Limits, Round, Session
 from pilotfish.protocol import metrics
 from pilotfish.protocol.broker import EdgeBroker
@@ -30,6 +34,7 @@ from pilotfish.protocol.errors import (
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
     Close,
+    Drafting,
     FinishReason,
     Mode,
     OnCloudLoss,
@@ -39,18 +44,28 @@ from pilotfish.protocol.messages import (
     Verdict,
 )
 
+WINDOW = 8  # rounds under way at most
 RETRY_SECONDS = 0.1  # the first pause after a try that came to nothing; each next one is twice as long
 RETRY_MAX_SECONDS = 1.0
 RECOVER_SECONDS = 1.0  # between two looks whether the cloud is back
 #: refusals that another try may cure; every other code but need_prefix ends the generation (or degrades it)
 PASSING = frozenset({"stale", "expired", "overloaded", "engine_failed", "dead_letter", "cancelled"})
 
-DraftFn = Callable[[str, Sequence[int], int, Sampling, frozenset[int]], Awaitable[Draft]]
+log = logging.getLogger("pilotfish.agent")
+FIXED_K = 4  # of a fixed draft that nobody gave a length
+CHUNK = 8  # tokens drafted at a time when nobody else has a say
+
+DraftFn = Callable[[str, Sequence[int], int, Sampling, frozenset[int], Proceed], Awaitable[Draft]]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one generation is asked for; the prompt is token ids already."""
+    """What one generation is asked for; the prompt is token ids already.
+
+    `draft_tokens` and `window` are upper bounds: of one round, and of the rounds under way (1: no drafting while a
+    verdict is away). With `drafting` "auto" the policy decides below them, and leaves the text to the cloud while that
+    measures faster; "always" never does; "fixed" drafts exactly `draft_tokens` each round.
+    """
 
     prompt: tuple[int, ...]
     mode: Mode = "exact"
@@ -58,23 +73,43 @@ class Task:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 256
     stop_ids: frozenset[int] = frozenset()
-    draft_tokens: int = 4
-    window: int = 1
+    drafting: Drafting = "auto"
+    draft_tokens: int | None = None
+    window: int = WINDOW
     resends: int = 2
     round_timeout_ms: int = 5_000
     deadline_ms: int = 120_000
 
 
+class Unsent(NamedTuple):
+    """A job that did not reach Redis, or nobody who would read it there."""
+
+    flying: Round
+    why: str
+
+
 class Generation:
     """One generation; iterate `run()` for what is committed, then read `summary()`."""
 
-    def __init__(self, task: Task, draft: DraftFn, broker: EdgeBroker | None, target: Target | None, vocab_size: int):
+    def __init__(
+        self,
+        task: Task,
+        draft: DraftFn,
+        broker: EdgeBroker | None,
+        target: Target | None,
+        vocab_size: int,
+        experience: Experience | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.task, self._draft_fn, self.broker, self.target = task, draft, broker, target
+        experience = Experience() if experience is None else experience
+        self.plan = Plan(_policy(task, experience), experience)
         limits = Limits(task.max_tokens, task.stop_ids, task.window, task.resends)
         self.session = Session.start(
             secrets.token_hex(16), target.id if target else "", task.sampling, task.prompt, limits, vocab_size
         )
-        self.inbox: asyncio.Queue[Verdict | Refusal] = asyncio.Queue()
+        self.inbox: asyncio.Queue[Verdict | Refusal | Unsent] = asyncio.Queue()
+        self._posts: set[asyncio.Task[None]] = set()  # jobs on their way to Redis
         self.worker = ""  # who is asked next: the one that answered last
         self.degraded = self.was_degraded = False
         self._totals = {"cloud_rows": 0, "cloud_steps": 0, "cloud_ms": 0.0, "draft_ms": 0.0}
@@ -84,7 +119,7 @@ class Generation:
         self._pause = RETRY_SECONDS
         self._why = ""  # what went wrong last, for the sentence of a deadline
         self._fatal: CloudError | None = None
-        self._clock = time.monotonic
+        self._clock = clock
         self._started = self._retry_at = self._recover_at = self._clock()
         self._deadline = self._started + task.deadline_ms / 1000
         self._first_token: float | None = None
@@ -95,6 +130,7 @@ class Generation:
         """Yield tokens as they become final. Raises DeadlineExceeded or JobRefused when it cannot go on."""
         self._started = self._clock()
         self._deadline = self._started + self.task.deadline_ms / 1000
+        self.plan.begin(self._started)
         outcome = "abandoned"
         try:
             while not self.session.finish:
@@ -102,12 +138,14 @@ class Generation:
                 if tokens:
                     self._note(tokens)
                     yield tokens
+                    self.plan.begin(self._clock())
             outcome = self.session.finish
         except PilotfishError as error:
             outcome = error.code
             raise
         finally:
             self._count(outcome)
+            await self._end_posts()
             await self._say_goodbye()
 
     def cancel(self) -> None:
@@ -129,6 +167,7 @@ class Generation:
             drafted=counts.drafted,
             rounds=counts.rounds,
             resends=counts.resends,
+            ceded=self.plan.ceded,
             degraded=self.was_degraded,
             seed=self.task.sampling.seed,
             first_token_ms=round(((self._first_token or now) - self._started) * 1000, 3),
@@ -168,7 +207,7 @@ class Generation:
             return await self._go_on_alone()
         if self._rejoin:
             return await self._send_whole(self._rejoin.popleft())
-        if self.session.room() and not self._pausing:
+        if self._may_send:
             return await self._send_more()
         return await self._wait()
 
@@ -176,52 +215,93 @@ class Generation:
     def _alone(self) -> bool:
         return self.degraded or self.task.mode == "edge_only" or self.broker is None
 
-    async def _send_more(self) -> list[Committed]:
-        """Open one more round: a continuation in cloud_only, else a draft behind whatever is in flight.
+    @property
+    def _may_send(self) -> bool:
+        """Whether there is something to draft or to send; else a verdict must come first."""
+        if self._pausing or not self.session.room():
+            return False
+        flying = self.session.flying
+        return not self.session.flight or bool(self.plan.unsent(flying)) or self.plan.wants_more(flying)
 
-        Verdicts that came while drafting are applied first; what they leave of the draft still holds if they agreed.
-        """
-        if self.task.mode == "cloud_only":
-            await self._publish(self.session.publish((), self.session.remaining - 1))
+    async def _send_more(self) -> list[Committed]:
+        """Draft behind whatever stands ahead, apply what came meanwhile, and open a round if one is due."""
+        if continued := self._continued():
+            await self._publish(self.session.publish((), continued - 1))
             return []
-        before = self.session.assumed()
-        drafted = await self._draft(before, self._draft_room())
+        dry = not await self._draft_on()
         tokens = self._apply_arrived()
-        rest = _beyond(self.session.assumed(), before + drafted.ids)
-        holds = rest or (rest is not None and not drafted.ids)  # a round without a draft asks for one token
-        if holds and self.session.room() and not self._pausing:
-            await self._publish(self.session.publish((rest or [])[: self._draft_room()]))
+        room = self._draft_room()
+        batch = self.plan.unsent(self.session.flying)[:room]
+        ended = bool(self.task.stop_ids.intersection(batch))
+        due = ended or self.plan.due(self.session.flying, room) if batch else dry and not self.session.flight
+        if due and self.session.room() and not self._pausing:
+            await self._publish(self.session.publish(batch))  # without a draft it asks for one token
         return tokens
+
+    def _continued(self) -> int:
+        """How many tokens to ask for without a draft: all in cloud_only, some where drafts do not pay, else 0."""
+        if self.task.mode == "cloud_only":
+            return self.session.remaining
+        if self.task.drafting != "auto" or self.session.flight:
+            return 0
+        pace = self.plan.pace
+        before, ceded = pace.ceded, pace.cedes(self.session.remaining)
+        if pace.ceded > before:
+            rates = 1000 * pace.rate, 1000 * pace.alone_rate(pace.ceded)
+            log.info("drafting gives %.0f tokens/s, the cloud alone %.0f: it writes the next %d", *rates, pace.ceded)
+        return ceded
+
+    async def _draft_on(self) -> bool:
+        """Draft until the policy has enough, or a message came that may say all is in vain. False: nothing to draft."""
+        flying = self.session.flying
+        unsent = self.plan.unsent(flying)
+        count = self._draft_room() - len(unsent)
+        if count <= 0 or not self.plan.wants_more(flying) or self.task.stop_ids.intersection(unsent):
+            return False
+        goes_on, ids = self.plan.proceed(flying), self.session.assumed() + unsent
+        drafted = await self._draft(ids, count, lambda *token: goes_on(*token) and self.inbox.empty())
+        self.plan.drafted(drafted)
+        return bool(drafted.ids)
 
     def _draft_room(self) -> int:
         """Longest draft of the next round: its verdict adds a token of its own."""
-        longest = self.target.draft_max if self.target else self.task.draft_tokens
-        return max(0, min(self.task.draft_tokens, longest, self.session.room() - 1))
+        room = [self.session.room() - 1]
+        if self.target:
+            room.append(self.target.draft_max)
+        if self.task.draft_tokens is not None:
+            room.append(self.task.draft_tokens)
+        return max(0, min(room))
 
     async def _send_whole(self, flying: Round) -> list[Committed]:
         if flying in self.session.flight:
             await self._publish(flying)
         return []
 
-    async def _draft(self, ids: Sequence[int], count: int) -> Draft:
-        if count <= 0:
-            return Draft()
-        drafted = await self._draft_fn(self.session.id, ids, count, self.task.sampling, self.task.stop_ids)
+    async def _draft(self, ids: Sequence[int], count: int, proceed: Proceed) -> Draft:
+        task = self.task
+        drafted = await self._draft_fn(self.session.id, ids, count, task.sampling, task.stop_ids, proceed)
         self._totals["draft_ms"] += drafted.ms
         return drafted
 
     async def _publish(self, flying: Round) -> None:
-        """Send a round's job and start its timer; a broker that is away, or without workers, is tried again later."""
+        """Send a round's job and start its timer. Nobody waits for Redis to confirm it: drafting goes on meanwhile."""
         assert self.broker is not None
         assert self.target is not None
         left_ms = max(1, int((self._deadline - self._clock()) * 1000))
         job = self.session.job(flying, agent=self.broker.agent, boot=self.broker.boot, deadline_ms=left_ms)
+        self._retry_at = self._clock() + self._patience()
+        self.plan.sent(flying, self._clock())
+        post = asyncio.create_task(self._post(flying, self.broker.publish(self.target.id, self.worker, job)))
+        self._posts.add(post)
+        post.add_done_callback(self._posts.discard)
+        await asyncio.sleep(0)  # so that jobs leave in the order of their rounds
+
+    async def _post(self, flying: Round, sent: Awaitable[bytes]) -> None:
+        """A broker that is away, or without workers, is told to the loop, which tries again later."""
         try:
-            await self.broker.publish(self.target.id, self.worker, job)
+            await sent
         except (NoWorker, BrokerError) as error:
-            self._failed(str(error))
-        else:
-            self._retry_at = self._clock() + self._patience()
+            self.inbox.put_nowait(Unsent(flying, str(error)))
 
     def _patience(self) -> float:
         """Seconds a round may go unanswered; who may go on alone keeps half of the time left for that."""
@@ -254,7 +334,11 @@ class Generation:
             tokens += self._apply(self.inbox.get_nowait())
         return tokens
 
-    def _apply(self, message: Verdict | Refusal) -> list[Committed]:
+    def _apply(self, message: Verdict | Refusal | Unsent) -> list[Committed]:
+        if isinstance(message, Unsent):
+            if message.flying in self.session.flight:
+                self._failed(message.why)
+            return []
         if isinstance(message, Refusal):
             self._refused(message)
             return []
@@ -262,6 +346,7 @@ class Generation:
         self._totals["cloud_steps"] += message.steps
         self._totals["cloud_ms"] += message.engine_ms
         tokens = self.session.on_verdict(message)
+        self.plan.answered(message, tokens, self._clock(), idle=not self.session.flight)
         if tokens:
             self.worker, self._pause = message.worker, RETRY_SECONDS
             self._pausing = self._pausing and bool(self.session.flight)
@@ -321,12 +406,13 @@ class Generation:
         if self.degraded and self._clock() >= self._recover_at and await self._cloud_is_back():
             self.degraded = False
             return []
-        count = max(1, min(self.task.draft_tokens, self.session.remaining))
-        drafted = await self._draft(self.session.assumed(), count)
+        count = max(1, min(self.task.draft_tokens or CHUNK, self.session.remaining))
+        drafted = await self._draft(self.session.assumed(), count, lambda *_: True)
         if not drafted.ids:
             raise PromptTooLong(
                 f"the draft model's context is full after {self.session.committed} tokens: shorten the prompt"
             )
+        self.plan.ahead.clear()
         return self.session.commit_local(drafted.ids)
 
     async def _cloud_is_back(self) -> bool:
@@ -338,6 +424,13 @@ class Generation:
         except BrokerError:
             return False
 
+    async def _end_posts(self) -> None:
+        """What is still on its way to Redis leaves before the last word, or not at all when nobody answers there."""
+        posts = list(self._posts)
+        for post in posts if self.degraded or not self.session.finish else ():
+            post.cancel()
+        await asyncio.gather(*posts, return_exceptions=True)
+
     async def _say_goodbye(self) -> None:
         """The session is over: the worker may stop and forget it. Best effort, nothing depends on it."""
         if self.broker is None or self.target is None or self.degraded or not self.session.counts.rounds:
@@ -347,6 +440,7 @@ class Generation:
             await self.broker.publish(self.target.id, self.worker, note)
 
 
-def _beyond(assumed: list[int], ids: list[int]) -> list[int] | None:
-    """What `ids` add to the ids now assumed; None if they went another way."""
-    return ids[len(assumed) :] if ids[: len(assumed)] == assumed else None
+def _policy(task: Task, experience: Experience) -> Policy:
+    if task.drafting == "fixed":
+        return FixedDraft(FIXED_K if task.draft_tokens is None else task.draft_tokens)
+    return StopRule(experience.pace, task.window)

@@ -20,9 +20,11 @@ from pilotfish.protocol.messages import Sampling
 from pilotfish.protocol.settings import Settings
 
 if TYPE_CHECKING:
+    from pilotfish.cache.edge_cache import EdgeCache
+    from pilotfish.cache.state_folder import StateFolder
     from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
 
-SESSIONS = 4  # sequences of the draft's context; more generations share them at the price of prefilling again
+SESSIONS = 4  # sequences of the draft's context; more generations take turns
 
 
 async def open_agent(settings: Settings, redis_url: str | None) -> Agent:
@@ -53,7 +55,38 @@ def open_drafter(settings: Settings) -> LlamaCppDrafter:
 
     cores.bind(settings.cores)
     threads = settings.draft_threads or len(cores.available())
-    return LlamaCppDrafter(draft_path(settings), context=settings.context, sessions=SESSIONS, threads=threads)
+    path = draft_path(settings)
+    cache = edge_cache(settings, path)
+    return LlamaCppDrafter(path, context=settings.context, sessions=SESSIONS, threads=threads, cache=cache)
+
+
+def edge_cache(settings: Settings, draft: Path) -> EdgeCache | None:
+    """What the settings allow of saved draft states: in memory, on disk too, or none at all."""
+    from pilotfish.cache.edge_cache import EdgeCache
+
+    if not (settings.kv_reuse and settings.edge_cache_mb):
+        return None
+    folder = state_folder(settings, draft) if settings.edge_cache_disk_mb else None
+    return EdgeCache(int(settings.edge_cache_mb * 1e6), folder)
+
+
+def state_folder(settings: Settings, draft: Path) -> StateFolder:
+    """The draft's saved states on disk. Raises ModelError if there is no such draft."""
+    from pilotfish.cache.model_build import ModelBuild
+    from pilotfish.cache.state_folder import StateFolder
+    from pilotfish.edge_agent.drafters.llamacpp import KV
+
+    return StateFolder(
+        states_path(settings), ModelBuild.of(draft, KV), model=draft.stem, context=settings.context,
+        budget_bytes=int(settings.edge_cache_disk_mb * 1e6),
+    )  # fmt: skip
+
+
+def states_path(settings: Settings) -> Path:
+    """The folder of saved draft states, which need not exist."""
+    from pilotfish.demo.pair import cache_dir
+
+    return (settings.cache_dir or cache_dir()) / "kv"
 
 
 def draft_path(settings: Settings) -> Path:
@@ -81,6 +114,7 @@ def sampling(settings: Settings) -> Sampling:
 
 def _defaults(settings: Settings) -> Defaults:
     return Defaults(
+        drafting=settings.drafting,
         draft_tokens=settings.draft_tokens,
         window=settings.window,
         resends=settings.resends,

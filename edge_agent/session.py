@@ -122,6 +122,11 @@ class Session:
         """Committed ids followed by every draft in flight: what the drafter goes on from."""
         return self._between(0, None)
 
+    @property
+    def flying(self) -> int:
+        """Drafted ids in flight beyond the committed end."""
+        return len(self._ahead())
+
     def room(self) -> int:
         """How many ids a further micro-batch may draft; 0 when it could assert nothing that the flight does not.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import redis.exceptions as rx
@@ -20,13 +21,14 @@ from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
 from pilotfish.protocol.settings import redacted
-from pilotfish.protocol.wire import Wire, entries
+from pilotfish.protocol.wire import Lane, entries
 
 log = logging.getLogger("pilotfish.broker")
 
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is noticed and a quiet stream is not
 
+READS = 8  # requests for replies that wait in Redis: as many answers may come in one round trip
 PAUSE_SECONDS = 0.05  # the first pause of a lost connection; each next one is twice as long, up to PAUSE_MAX_SECONDS
 PAUSE_MAX_SECONDS = 1.0
 PROMPT_LEASE_MS = 3 * keys.LEASE_MS  # an agent renews it with its beat
@@ -105,8 +107,7 @@ class EdgeBroker:
 
     def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str) -> None:
         self.redis, self.tenant, self.agent, self.boot = redis, tenant, agent, boot
-        self._cursor = b"0-0"
-        self._wire = Wire(redis, SOCKET_SECONDS)
+        self._jobs, self._replies = Lane(redis, SOCKET_SECONDS), Lane(redis, SOCKET_SECONDS)
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         """XADD NOMKSTREAM to the worker that served last, else to `any`. Returns the entry's id.
@@ -116,7 +117,7 @@ class EdgeBroker:
         entry = (keys.FIELD_AGENT, self.agent, keys.FIELD_MESSAGE, encode(message))
         for name in dict.fromkeys((worker or keys.ANY, keys.ANY)):
             with translated():
-                added = await self._wire.call("XADD", keys.jobs(target, self.tenant, name), "NOMKSTREAM", "*", *entry)
+                added = await self._jobs.call("XADD", keys.jobs(target, self.tenant, name), "NOMKSTREAM", "*", *entry)
             if added is not None:
                 return bytes(added)
         raise NoWorker(f"no worker serves target {target}: start one with `pilotfish worker`")
@@ -124,33 +125,39 @@ class EdgeBroker:
     async def replies(self) -> AsyncGenerator[ToEdge | InvalidMessage, None]:
         """Everything said to this agent from its boot on, for ever; survives a Redis that restarts.
 
+        READS requests wait in Redis, one behind the other on one connection: an answer that comes while the last one is
+        on its way to a far edge need not wait until the edge has asked again. A group keeps the place between them.
         Yields an InvalidMessage (not raised) for an entry that cannot be read. Waits out lost connections.
         """
-        stream, pause, unsure = keys.replies(self.tenant, self.agent), PAUSE_SECONDS, False
+        stream, pause, asked = keys.replies(self.tenant, self.agent), PAUSE_SECONDS, deque[asyncio.Future[Any]]()
+        read = ("XREADGROUP", "GROUP", self.boot, self.agent, "COUNT", 64, "BLOCK", keys.BLOCK_MS, "NOACK")
         while True:
             try:
-                if unsure:
-                    await self._start_over_if_behind(stream)
-                read = ("XREAD", "COUNT", 64, "BLOCK", keys.BLOCK_MS, "STREAMS", stream, self._cursor)
-                got = entries(await self._wire.call(*read))
+                while len(asked) < READS:
+                    asked.append(await self._replies.send(*read, "STREAMS", stream, ">"))
+                got = entries(await asked.popleft())
+            except rx.ResponseError as error:  # the stream is new, or ran out of its life: so is the group
+                if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
+                    raise
+                await self._open_replies(stream)
+                continue
             except (rx.RedisError, OSError) as error:
+                asked.clear()
                 if pause == PAUSE_SECONDS:
                     log.warning("no replies for now, Redis is away: %s", error)
                 await asyncio.sleep(pause)
-                pause, unsure = min(PAUSE_MAX_SECONDS, pause * 2), True
+                pause = min(PAUSE_MAX_SECONDS, pause * 2)
                 continue
-            pause, unsure = PAUSE_SECONDS, not got
+            pause = PAUSE_SECONDS
             for _, found in got:
-                for entry_id, fields in found:
-                    self._cursor = entry_id
+                for _, fields in found:
                     yield read_entry(fields, ToEdge)
             await asyncio.sleep(0)  # those who waited go on first, then the next read is sent
 
-    async def _start_over_if_behind(self, stream: str) -> None:
-        """A stream whose newest id lies before our cursor is a new stream: Redis restarted, or its clock went back."""
-        newest = await self.redis.xrevrange(stream, count=1)
-        if newest and _order(newest[0][0]) < _order(self._cursor):
-            self._cursor = b"0-0"
+    async def _open_replies(self, stream: str) -> None:
+        """Create the reply stream and this boot's group; what was said before it existed is read too."""
+        with suppress(BrokerError):
+            await ensure_group(self.redis, stream, self.boot, keys.REPLY_TTL_MS)
 
     async def beat(self, fields: dict[str, str], *, taking: bool = True) -> None:
         """Say that this agent lives and, if so, takes prompts; renews the life of what it owns. Two round trips."""
@@ -262,7 +269,7 @@ async def live(redis: RedisBytes, zset: str) -> list[str]:
     return [name.decode() for name in await redis.zrangebyscore(zset, oldest, "+inf")]
 
 
-async def ensure_group(redis: RedisBytes, stream: str, group: str) -> None:
+async def ensure_group(redis: RedisBytes, stream: str, group: str, ttl_ms: int = keys.JOBS_TTL_MS) -> None:
     """Create stream and consumer group, reading from its beginning; renew the stream's life. Idempotent."""
     with translated():
         try:
@@ -270,7 +277,7 @@ async def ensure_group(redis: RedisBytes, stream: str, group: str) -> None:
         except rx.ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-        await redis.pexpire(stream, keys.JOBS_TTL_MS)
+        await redis.pexpire(stream, ttl_ms)
 
 
 def read_entry(fields: dict[bytes, bytes], kind: Any) -> Any:
@@ -279,8 +286,3 @@ def read_entry(fields: dict[bytes, bytes], kind: Any) -> Any:
         return decode(fields.get(keys.FIELD_MESSAGE.encode(), b""), kind)
     except InvalidMessage as error:
         return error
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    millis, _, sequence = entry_id.partition(b"-")
-    return int(millis), int(sequence or 0)

@@ -8,6 +8,8 @@
     ├── InvalidMessage             bytes from the wire that are not a message of ours
     ├── ModelError                 a model file that cannot be loaded
     │   └── PairMismatch           draft and target disagree about the vocabulary
+    ├── StateError                 a saved KV state is damaged
+    │   └── BuildMismatch          another build of model or program saved it (exit 2)
     ├── BrokerError                Redis cannot be used (exit 3)
     │   ├── BrokerUnreachable      nothing answers at the URL
     │   └── BrokerRefused          Redis answers and says no (password, ACL)
@@ -75,6 +77,19 @@ class PairMismatch(ModelError):
     """Draft and target disagree about the vocabulary; names the first differing token."""
 
     code = "pair_mismatch"
+
+
+class StateError(PilotfishError):
+    """A saved KV state is damaged."""
+
+    code = "bad_state"
+
+
+class BuildMismatch(StateError):
+    """A saved KV state belongs to another build of the model, or of pilotfish; names the first differing field."""
+
+    code = "build_mismatch"
+    exit_code = 2
 
 
 class BrokerError(PilotfishError):

@@ -1,15 +1,16 @@
 """The worker's side of the broker: pick up, hold by lease, reply and acknowledge in one script.
 
 A job is leased to the worker that picked it up; the sweep renews the leases, takes over those that ran out, reads what
-lies undelivered in dead peers' own streams, and puts jobs delivered too often among the dead letters. Knows streams
-and leases; nothing of what a job means. `broker.py` is the other side.
+lies undelivered in dead peers' own streams, and puts jobs delivered too often among the dead letters. A worker may pass
+a job on to a peer, by a stream no edge can write; an idle one takes such a job from a busy peer. Knows streams and
+leases; nothing of what a job means. `broker.py` is the other side.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import redis.exceptions as rx
@@ -58,6 +59,23 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 
+#: pass_on(KEYS: job stream, peer's stream; ARGV: group, consumer, entry id, then fields and values to add...)
+#: -> 1, or 0 when the job is no longer ours or the peer has no stream. One step: nobody sees it twice, or never.
+PASS_ON: Final = f"""
+if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
+local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
+if not entry then return 0 end
+for i = 1, #entry[2], 2 do
+  if entry[2][i] == '{keys.FIELD_MESSAGE}' then
+    redis.call('XADD', KEYS[2], '*', '{keys.FIELD_MESSAGE}', entry[2][i + 1], unpack(ARGV, 4))
+  end
+end
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[1], ARGV[3])
+return 1
+"""
+
 DEAD_LETTER_BYTES: Final = 65_536  # of a payload, for people; anyone may send a megabyte of nothing
 SWEEP_COUNT: Final = 16  # jobs taken over from one stream in one sweep
 
@@ -81,7 +99,11 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One job as it was picked up; `deliveries` counts this one."""
+    """One job as it was picked up; `deliveries` counts this one, also those before it was passed on.
+
+    Of a job that a peer passed on, `first_id` is the id it came with, `cached_tokens` what its new worker should have
+    (-1: nobody knows) and `queued_tokens` what was reserved there. `stolen` from a peer that lives.
+    """
 
     stream: str
     entry_id: str
@@ -89,11 +111,16 @@ class Delivery:
     agent: str
     payload: bytes
     deliveries: int = 1
+    first_id: str = ""
+    hops: int = 0
+    cached_tokens: int = -1
+    queued_tokens: int = 0
+    stolen: bool = False
 
     @property
     def sent_ms(self) -> int:
         """When it was published, on Redis' clock."""
-        return int(self.entry_id.partition("-")[0])
+        return int((self.first_id or self.entry_id).partition("-")[0])
 
 
 class Ingress:
@@ -104,12 +131,13 @@ class Ingress:
         self.tenants: list[str] = []
         self._claim_from: dict[str, Any] = {}  # stream -> where the next XAUTOCLAIM begins
         self.held: dict[tuple[str, str], Delivery] = {}  # by (stream, entry id)
-        self._dead: list[str] = []
-        self._peers: list[str] = []
+        self._beats: dict[str, float] = {}  # of the peers, in Redis ms; 0 once they have left
+        self.waiting = 0  # jobs passed on to us that are not in our hands, as of the last beat
         self._clock = (0, 0.0)  # Redis ms, our monotonic seconds at the same moment
         self._renew = redis.register_script(RENEW_LEASES)
         self._bury = redis.register_script(BURY)
         self._answer = redis.register_script(ANSWER)
+        self._pass_on = redis.register_script(PASS_ON)
         self._wire = Wire(redis, SOCKET_SECONDS)
         self._start_over = redis.register_script(START_OVER)
 
@@ -139,10 +167,12 @@ class Ingress:
         pipe.pexpire(workers, keys.JOBS_TTL_MS)
         for stream in self._streams([self.worker, keys.ANY]):
             pipe.pexpire(stream, keys.JOBS_TTL_MS)
+        pipe.xlen(self._passed_to_us)
         pipe.pexpire(keys.pair(self.target), keys.PAIR_TTL_MS)
         pipe.zrange(workers, 0, -1, withscores=True)
-        *_, renewed, scores = await pipe.execute()
-        self._sort_peers(scores)
+        *_, waiting, renewed, scores = await pipe.execute()
+        self.waiting = waiting - sum(held.stream == self._passed_to_us for held in self.held.values())
+        self._beats = {name.decode(): beat for name, beat in scores if name.decode() != self.worker}
         return bool(renewed)
 
     async def leave(self) -> None:
@@ -169,25 +199,39 @@ class Ingress:
         self._clock = (seconds * 1000 + micros // 1000, time.monotonic())
         self.tenants = sorted(t.decode() for t in tenants) or [keys.DEFAULT_TENANT]
 
-    def _sort_peers(self, scores: Iterable[tuple[bytes, float]]) -> None:
-        peers = [(name.decode(), score) for name, score in scores if name.decode() != self.worker]
-        self._peers = [name for name, _ in peers]
-        self._dead = [name for name, score in peers if score < self._oldest_beat()]
+    @property
+    def dead(self) -> list[str]:
+        """Peers whose beat is too old, by now."""
+        return [name for name, beat in self._beats.items() if beat < self._oldest_beat()]
+
+    def is_mine(self, delivery: Delivery) -> bool:
+        """Whether a peer passed this job on to us, and nobody had to take it over."""
+        return delivery.stream == self._passed_to_us
+
+    @property
+    def _passed_to_us(self) -> str:
+        return keys.forwarded(self.target, self.worker)
 
     def _oldest_beat(self) -> int:
         return self.now_ms() - keys.BEAT_TTL_MS
 
     def _streams(self, workers: Iterable[str]) -> list[str]:
-        return [keys.jobs(self.target, tenant, worker) for tenant in self.tenants for worker in workers]
+        """Of each of these: one stream a tenant, and what peers passed on."""
+        named = list(workers)
+        ingress = [keys.jobs(self.target, tenant, worker) for tenant in self.tenants for worker in named]
+        return ingress + [keys.forwarded(self.target, worker) for worker in named if worker != keys.ANY]
 
     # --- picking up ------------------------------------------------------------------------------------------
 
-    async def pick_up(self, count: int, block_ms: int) -> list[Delivery]:
+    async def pick_up(self, count: int, block_ms: int, *, passed_on: bool = True) -> list[Delivery]:
         """New jobs from our own streams and from `any`: XREADGROUP, one round trip. They are leased to us.
 
-        COUNT is per stream, so a worker with little room asks each for its share (one at least).
+        COUNT is per stream, so a worker with little room asks each for its share (one at least). One that has enough
+        to do leaves what was passed on to it for others to take.
         """
         streams = self._streams([self.worker, keys.ANY])
+        if not passed_on:
+            streams.remove(self._passed_to_us)
         share = max(1, count // max(1, len(streams)))
         try:
             options = ("COUNT", share, "BLOCK", block_ms, "STREAMS", *streams, *(">" for _ in streams))
@@ -207,11 +251,18 @@ class Ingress:
         count = min(room, SWEEP_COUNT)
         found = await self._expired(count)
         try:
-            return found + (await self._left_behind(count) if self._dead else [])
+            dead = self.dead
+            return found + (await self._left_behind(dead, count) if dead else [])
         except BaseException:
             for delivery in found:
                 self.release(delivery)  # nobody will begin them: their leases must run out again
             raise
+
+    async def steal(self, count: int) -> list[Delivery]:
+        """What was passed on to busy peers and they have not taken: `count` of each at most. One round trip."""
+        dead = self.dead
+        busy = [keys.forwarded(self.target, name) for name in self._beats if name not in dead]
+        return [replace(delivery, stolen=True) for delivery in await self._undelivered(busy, count)]
 
     async def start_over(self, stream: str) -> None:
         """Make a stream honest again after an entry whose id was invented ahead of Redis' clock, once it is empty."""
@@ -228,7 +279,7 @@ class Ingress:
 
     async def _expired(self, count: int) -> list[Delivery]:
         """XAUTOCLAIM over every stream of the target, ours included. One round trip, a second for delivery counts."""
-        streams = self._streams([self.worker, keys.ANY, *self._peers])
+        streams = self._streams([self.worker, keys.ANY, *self._beats])
         pipe = self.redis.pipeline(transaction=False)
         for stream in streams:
             start = self._claim_from.get(stream, "0-0")
@@ -245,15 +296,23 @@ class Ingress:
         counts = await self._deliveries(entries)
         return [self._hold(*entry, count) for entry, count in zip(entries, counts, strict=True)]
 
-    async def _left_behind(self, count: int) -> list[Delivery]:
-        """XREADGROUP over the dead's own streams: undelivered jobs are nobody's pending entries. Then bury the dead."""
+    async def _left_behind(self, dead: list[str], count: int) -> list[Delivery]:
+        """What nobody took from the dead's own streams. Then bury those of whom nothing is left."""
+        found = await self._undelivered(self._streams(dead), count)
+        for name in dead:
+            streams = [keys.workers(self.target), *self._streams([name])]
+            if await self._bury(keys=streams, args=[name, self._oldest_beat()]):
+                self._beats.pop(name, None)
+        return found
+
+    async def _undelivered(self, streams: list[str], count: int) -> list[Delivery]:
+        """XREADGROUP over streams of others: undelivered jobs are nobody's pending entries."""
+        if not streams:
+            return []
         pipe = self.redis.pipeline(transaction=False)
-        for stream in self._streams(self._dead):
+        for stream in streams:
             pipe.xreadgroup(keys.GROUP_WORKERS, self.worker, {stream: ">"}, count=count)
         answers = [_unless_gone(answer) for answer in await pipe.execute(raise_on_error=False)]
-        for name in self._dead:
-            streams = [keys.workers(self.target), *self._streams([name])]
-            await self._bury(keys=streams, args=[name, self._oldest_beat()])
         return [
             self._hold(stream.decode(), *entry)
             for answer in answers
@@ -270,14 +329,11 @@ class Ingress:
         return [int(pending[0]["times_delivered"]) if pending else 1 for pending in await pipe.execute()]
 
     def _hold(self, stream: str, entry_id: bytes, fields: dict[bytes, bytes], deliveries: int = 1) -> Delivery:
-        delivery = Delivery(
-            stream=stream,
-            entry_id=entry_id.decode(),
-            tenant=stream.split(":")[3],
-            agent=_name(fields.get(keys.FIELD_AGENT.encode(), b"")),
-            payload=fields.get(keys.FIELD_MESSAGE.encode(), b""),
-            deliveries=deliveries,
-        )
+        agent = _name(fields.get(keys.FIELD_AGENT.encode(), b""))
+        payload = fields.get(keys.FIELD_MESSAGE.encode(), b"")
+        delivery = Delivery(stream, entry_id.decode(), stream.split(":")[3], agent, payload, deliveries)
+        if stream.split(":")[2] == "fwd":
+            delivery = _passed_on(delivery, fields)
         self.held[stream, delivery.entry_id] = delivery
         return delivery
 
@@ -299,9 +355,48 @@ class Ingress:
         if last:
             self.release(delivery)
 
+    async def pass_on(
+        self, delivery: Delivery, worker: str, *, cached_tokens: int = -1, queued_tokens: int = 0
+    ) -> bool:
+        """Move a job to a peer's own stream, with its age and delivery count: one script. False if that cannot be."""
+        fields = {
+            keys.FIELD_TENANT: delivery.tenant,
+            keys.FIELD_AGENT: delivery.agent,
+            keys.FIELD_FIRST: delivery.first_id or delivery.entry_id,
+            keys.FIELD_DELIVERIES: delivery.deliveries,
+            keys.FIELD_HOPS: delivery.hops + 1,
+            keys.FIELD_CACHED: cached_tokens,
+            keys.FIELD_QUEUED: queued_tokens,
+        }
+        added: list[Any] = [part for pair in fields.items() for part in pair]
+        moved = await self._pass_on(
+            keys=[delivery.stream, keys.forwarded(self.target, worker)],
+            args=[keys.GROUP_WORKERS, self.worker, delivery.entry_id, *added],
+        )
+        if moved:
+            self.release(delivery)
+        return bool(moved)
+
     def release(self, delivery: Delivery) -> None:
         """Stop renewing a lease without an answer: the job will be delivered again, here or to a peer."""
         self.held.pop((delivery.stream, delivery.entry_id), None)
+
+
+def _passed_on(delivery: Delivery, fields: dict[bytes, bytes]) -> Delivery:
+    """With what the peer said about it; only workers write that stream, so it is as it should be."""
+
+    def said(field: str) -> int:
+        return int(fields[field.encode()])
+
+    return replace(
+        delivery,
+        tenant=fields[keys.FIELD_TENANT.encode()].decode(),
+        deliveries=said(keys.FIELD_DELIVERIES) + delivery.deliveries - 1,
+        first_id=fields[keys.FIELD_FIRST.encode()].decode(),
+        hops=said(keys.FIELD_HOPS),
+        cached_tokens=said(keys.FIELD_CACHED),
+        queued_tokens=said(keys.FIELD_QUEUED),
+    )
 
 
 def _name(raw: bytes) -> str:

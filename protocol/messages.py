@@ -31,6 +31,7 @@ Digest = Annotated[bytes, Field(min_length=16, max_length=16, strict=True)]
 
 Mode = Literal["exact", "cloud_only", "edge_only"]
 OnCloudLoss = Literal["wait", "local"]
+Drafting = Literal["auto", "always", "fixed"]
 Origin = Literal["local", "accepted", "corrected", "continued"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -103,7 +104,8 @@ class Verdict(Message):
     """The target's draws for [base, base + len(draws)); the first `accepted` equal the draft.
 
     A continuation answers in chunks: `seq` counts them, each with its own base and digest; `last` ends the job.
-    `rows`, `steps` and `engine_ms` are what the engine spent on this message, `cached` the prefix rows it left out.
+    `rows`, `steps` and `engine_ms` are what the engine spent on this message, `cached` the prefix rows it left out;
+    `row_ms` is what one more drafted row would have cost it: its price.
     """
 
     type: Literal["verdict"] = "verdict"
@@ -124,6 +126,7 @@ class Verdict(Message):
     rows: Count = 0
     steps: Count = 0
     cached: Count = 0
+    row_ms: Millis = 0.0
 
 
 RefusalCode = Literal[
@@ -207,7 +210,10 @@ class Text(Message):
 
 
 class Summary(Message):
-    """What one generation cost; every count is of tokens unless its name says otherwise."""
+    """What one generation cost; every count is of tokens unless its name says otherwise.
+
+    `ceded` tokens were continued by the cloud because drafting measured slower than that.
+    """
 
     tokens: Total = 0
     prompt_tokens: Total = 0
@@ -220,6 +226,7 @@ class Summary(Message):
     cloud_rows: Total = 0
     cloud_steps: Total = 0
     resends: Total = 0
+    ceded: Total = 0
     degraded: bool = False
     seed: Annotated[int, Field(ge=0, le=SEED_MAX, strict=True)] = 0
     first_token_ms: Millis = 0.0

@@ -6,6 +6,9 @@
     worker  pilotfish_engine_rows_total                   -            positions the engine computed for them
     worker  pilotfish_engine_steps_total                  -            forward passes they took part in
     worker  pilotfish_engine_restarts_total               -            engine child processes started again
+    worker  pilotfish_routes_total                        outcome      session starts: kept, passed_on, stolen
+    worker  pilotfish_predictions_total                   outcome      predicted cached tokens: equal, too_much ...
+    worker  pilotfish_index_errors_total                  -            times the prefix index failed; jobs were kept
     worker  pilotfish_queue_seconds                       -            age of a job when its turn came, on Redis' clock
     worker  pilotfish_verify_seconds                      -            from a job's turn to its verdict
     edge    pilotfish_tokens_total                        origin       committed tokens by who wrote them
@@ -13,6 +16,10 @@
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
     edge    pilotfish_degraded_total                      -            generations that went on without the cloud
+    edge    pilotfish_edge_cache_lookups_total            outcome      drafts that began without their KV: hit, miss
+    edge    pilotfish_edge_cache_saved_tokens_total       -            tokens restored instead of computed
+    edge    pilotfish_edge_cache_evictions_total          -            saved states dropped for room in memory
+    edge    pilotfish_edge_cache_bytes                    -            memory of the saved states
 
 Counting is in process and free of I/O; who serves the page is not known here.
 """
@@ -21,7 +28,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY: Final = CollectorRegistry()
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -32,6 +39,9 @@ COMMITTED: Final = Counter("pilotfish_committed_tokens", "Draws asserted by verd
 ROWS: Final = Counter("pilotfish_engine_rows", "Positions the engine computed", registry=REGISTRY)
 STEPS: Final = Counter("pilotfish_engine_steps", "Forward passes of the engine", registry=REGISTRY)
 RESTARTS: Final = Counter("pilotfish_engine_restarts", "Engine processes started again", registry=REGISTRY)
+ROUTES: Final = Counter("pilotfish_routes", "Session starts by where they went", ["outcome"], registry=REGISTRY)
+PREDICTIONS: Final = Counter("pilotfish_predictions", "Predicted cached tokens", ["outcome"], registry=REGISTRY)
+INDEX_ERRORS: Final = Counter("pilotfish_index_errors", "Failures of the prefix index", registry=REGISTRY)
 QUEUE_SECONDS: Final = Histogram(
     "pilotfish_queue_seconds", "Age of a job when its turn came", buckets=_SECONDS, registry=REGISTRY
 )
@@ -45,3 +55,11 @@ VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them
 RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
 GENERATIONS: Final = Counter("pilotfish_generations", "Generations by outcome", ["outcome"], registry=REGISTRY)
 DEGRADED: Final = Counter("pilotfish_degraded", "Generations that went on without the cloud", registry=REGISTRY)
+LOOKUPS: Final = Counter(
+    "pilotfish_edge_cache_lookups", "Drafts that began without their KV", ["outcome"], registry=REGISTRY
+)
+SAVED_TOKENS: Final = Counter(
+    "pilotfish_edge_cache_saved_tokens", "Tokens restored instead of computed", registry=REGISTRY
+)
+EVICTIONS: Final = Counter("pilotfish_edge_cache_evictions", "Saved states dropped for room", registry=REGISTRY)
+CACHE_BYTES: Final = Gauge("pilotfish_edge_cache_bytes", "Memory of the saved states", registry=REGISTRY)

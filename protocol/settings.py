@@ -15,10 +15,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from pilotfish.protocol.errors import SettingsError
-from pilotfish.protocol.messages import MAX_CONTEXT, MAX_DRAFT, MAX_TOKEN_ID, SEED_MAX, Mode, Name, OnCloudLoss
+from pilotfish.protocol.messages import (
+    MAX_CONTEXT,
+    MAX_DRAFT,
+    MAX_TOKEN_ID,
+    SEED_MAX,
+    Drafting,
+    Mode,
+    Name,
+    OnCloudLoss,
+)
 
 ENV_PREFIX = "PILOTFISH_"
 ENV_CONFIG = "PILOTFISH_CONFIG"
@@ -59,14 +68,25 @@ class Settings(BaseModel):
     deadline_ms: int = Field(120_000, ge=1, le=86_400_000, description="a request gives up after this many ms")
 
     # the conversation with the cloud
-    draft_tokens: int = Field(4, ge=0, le=MAX_DRAFT, description="K, tokens drafted for one round")
-    window: int = Field(1, ge=1, le=16, description="rounds under way at a time")
+    drafting: Drafting = Field("auto", description="auto: as far as it pays; always; fixed: draft_tokens each round")
+    draft_tokens: int | None = Field(None, ge=0, le=MAX_DRAFT, description="most tokens drafted for one round")
+    window: int = Field(8, ge=1, le=16, description="most rounds under way; 1: no drafting while a verdict is away")
     round_timeout_ms: int = Field(5_000, ge=10, le=3_600_000, description="a round is sent again after this many ms")
     resends: int = Field(2, ge=0, le=10, description="how often a round is sent again before the cloud counts as lost")
 
     # the device
     draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
     draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
+    edge_cache_mb: float = Field(
+        512.0,
+        ge=0,
+        le=10_000_000,
+        allow_inf_nan=False,
+        description="memory of the draft's saved KV states; 0: keep none",
+    )
+    edge_cache_disk_mb: float = Field(
+        0.0, ge=0, le=10_000_000, allow_inf_nan=False, description="disk for them, kept across restarts; 0: none"
+    )
 
     # the cloud worker
     engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
@@ -75,11 +95,18 @@ class Settings(BaseModel):
     draft_max: int = Field(16, ge=1, le=MAX_DRAFT, description="longest draft a worker takes in one round")
     max_sessions: int = Field(64, ge=1, le=100_000, description="sessions a worker serves at a time")
     kv_cache_gb: float = Field(1.0, gt=0, le=10_000, allow_inf_nan=False, description="memory of the target's KV cache")
-    compiled: bool = Field(False, description="vLLM compiles the target: faster rounds, the first start takes a minute")
+    compiled: bool = Field(
+        False, description="compile the target (vLLM): faster rounds, the first start takes a minute"
+    )
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
 
+    routing: Literal["prefix", "load", "off"] = Field(
+        "prefix", description="a new session goes where its prefix is cached, to the shortest queue, or stays"
+    )
+    cache_key: SecretStr | None = Field(None, description="keeps tenants' caches apart; unset: one that workers share")
+
     # both sides
-    kv_reuse: bool = Field(True, description="use KV again: sessions stay in the target, prefixes are cached")
+    kv_reuse: bool = Field(True, description="use KV again, on both sides; off: every round and turn is computed anew")
     context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
     cores: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = Field(
         None, description="CPU cores of this process's engine, as in 0,1; unset: all"

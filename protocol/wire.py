@@ -9,6 +9,7 @@ database stay its business. Knows nothing of streams or messages but how redis-p
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 import redis.exceptions as rx
@@ -68,6 +69,91 @@ class Wire:
             return
         connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
         await self._pool.release(connection)
+
+
+class Lane:
+    """Commands on one connection: they leave in the order they came, and none waits for the answer of the one before.
+
+    So what follows each other arrives in that order, and a far Redis costs one round trip, not one for each. A command
+    may block in Redis: the next runs the moment it ends, without asking the edge. `seconds` bounds each wait for the
+    next answer. A failure fails every command under way; the next call connects anew.
+    """
+
+    def __init__(self, redis: Redis, seconds: float) -> None:
+        self._pool, self._seconds = redis.connection_pool, seconds
+        self._sending = asyncio.Lock()
+        self._connection: AbstractConnection | None = None
+        self._due: deque[asyncio.Future[Any]] = deque()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def call(self, *command: Any) -> Any:
+        """One command, sent once. Raises what `Wire.call` does; the answer of a cancelled call is dropped."""
+        return await (await self.send(*command))
+
+    async def send(self, *command: Any) -> asyncio.Future[Any]:
+        """The command has left when this returns; its answer comes."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        async with self._sending:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    connection = await self._open()
+                    await connection.send_command(*command, check_health=False)
+            except TimeoutError:
+                await self.close()
+                raise rx.TimeoutError(f"nothing could be sent within {self._seconds:g} s") from None
+            except BaseException:  # half a command may have left
+                await self.close()
+                raise
+            self._due.append(answer)
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read(connection))
+        return answer
+
+    async def close(self) -> None:
+        """Forget the connection; the pool closes it with its others. Fails what is under way."""
+        connection, self._connection = self._connection, None
+        if self._reading:
+            self._reading.cancel()  # or it would fail what is sent on the next connection
+            self._reading = None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+        self._fail(rx.ConnectionError("the connection was closed"))
+
+    async def _open(self) -> AbstractConnection:
+        reader = self._connection._reader if self._connection else None
+        if self._connection and reader is not None and reader.at_eof():
+            await self._connection.disconnect(nowait=True)
+        if self._connection is None:
+            self._connection = await self._pool.get_connection()
+            self._connection.socket_timeout = None  # the time-outs are ours
+        await self._connection.connect()  # nothing to do, unless it was closed
+        return self._connection
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        """Answers in the order of their commands, as long as one is due."""
+        while self._due:
+            answer: Any = None
+            try:
+                async with asyncio.timeout(self._seconds):
+                    answer = await connection.read_response()
+            except rx.ResponseError as error:
+                answer = error
+            except TimeoutError:
+                self._fail(rx.TimeoutError(f"no answer within {self._seconds:g} s"))
+            except (rx.RedisError, OSError) as error:
+                self._fail(error)
+            if not self._due:
+                await connection.disconnect(nowait=True)
+                return
+            due = self._due.popleft()
+            if not due.done():
+                due.set_exception(answer) if isinstance(answer, rx.ResponseError) else due.set_result(answer)
+
+    def _fail(self, error: Exception) -> None:
+        while self._due:
+            if not (due := self._due.popleft()).done():
+                due.set_exception(error)
+                due.exception()  # whoever waits is told; nobody may
 
 
 def entries(answer: Any) -> Entries:

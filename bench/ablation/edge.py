@@ -123,7 +123,7 @@ async def _fake_agent(settings: Settings, url: str) -> Agent:
     target = await fleet.find_target(redis)
     broker = EdgeBroker(redis, settings.tenant, "edge", new_boot())
     drafter = FakeDrafter(fake_target, alpha=FAKE_ALPHA, spread=1.0)
-    defaults = Defaults(draft_tokens=settings.draft_tokens, window=settings.window)
+    defaults = Defaults(settings.drafting, settings.draft_tokens, settings.window)
     return Agent(drafter, ByteTokenizer(), (), broker, target, defaults)
 
 

@@ -123,6 +123,13 @@ def _whiskers(row: Row, name: str) -> list[list[float]] | None:
     return None if low is None else [[max(0.0, row[name] - low)], [max(0.0, high - row[name])]]
 
 
+def _log_limits(rows: Sequence[Row], name: str) -> tuple[float, float]:
+    """Limits of a log scale that hold every interval, and are apart if there is one value only."""
+    values = [row[f"{name}{part}"] for row in rows for part in ("", "_low", "_high")]
+    known = [value for value in values if value]
+    return min(known) / 1.2, max(known) * 1.2
+
+
 # --- figures -------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +166,7 @@ def throughput(tables: Tables, look: Look) -> Figure:
             if row["variant"] == BASELINE:
                 axis.axvline(row["tokens_per_second"], color="#000000", linewidth=0.8, linestyle=":", zorder=1)
         axis.set(xlabel="tokens per second", xscale="log", yticks=list(places.values()), yticklabels=list(places))
+        axis.set_xlim(_log_limits(tables["throughput"].rows, "tokens_per_second"))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.margins(y=0.12)
     return figure
@@ -266,13 +274,15 @@ def rtt(tables: Tables, look: Look) -> Figure:
     speed = "tokens_per_second"
     for variant in look.order:
         rows = [row for row in tables["rtt"].rows if row["variant"] == variant]
-        _line(axis, look.of(variant), [r["rtt_ms"] for r in rows], rows, speed, f"{speed}_low", f"{speed}_high")
+        if rows:
+            _line(axis, look.of(variant), [r["rtt_ms"] for r in rows], rows, speed, f"{speed}_low", f"{speed}_high")
     crossings = tables["break_even"].rows if "break_even" in tables else []
     for row in (row for row in crossings if row["rtt_ms"] is not None):
         colour = look.of(row["reference"])["color"]
         axis.axvline(row["rtt_ms"], color=colour, linestyle=":", linewidth=1.4,
                      label=f"as fast as {row['reference']}: {row['rtt_ms']:.1f} ms")  # fmt: skip
-    axis.set(xlabel="round-trip time edge to Redis [ms]", ylabel="tokens per second", yscale="log")
+    axis.set(xlabel="round-trip time edge to Redis [ms]", ylabel="tokens per second", yscale="log",
+             ylim=_log_limits(tables["rtt"].rows, speed))  # fmt: skip
     axis.yaxis.set_major_formatter("{x:g}")
     _legend(figure, axis)
     return figure

@@ -43,7 +43,7 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     "no_kv_cache": Preset(
         "nothing computed is used again: no edge cache, no residency, no prefix cache",
-        {"kv_reuse": False, "edge_cache_mb": 0},
+        {"kv_reuse": False},
     ),
     "edge_only": Preset("the draft alone", {"mode": "edge_only"}),
     "cloud_only": Preset("the target alone, streaming", {"mode": "cloud_only"}),

@@ -47,9 +47,9 @@ def write(folder: Path, prices: Prices | None = None) -> Path:
         file = f"{PLOTS}/{name}.png"
         pictures[file] = plots.as_bytes(figure, "svg")
         (folder / file).write_bytes(plots.as_bytes(figure, "png"))
-    blocks = list(_blocks(data, tables))
-    (folder / MARKDOWN).write_text(as_markdown(blocks), encoding="utf-8")
-    (folder / HTML).write_text(as_html(blocks, pictures), encoding="utf-8")
+    said = list(blocks(data, tables))
+    (folder / MARKDOWN).write_text(as_markdown(said), encoding="utf-8")
+    (folder / HTML).write_text(as_html(said, pictures), encoding="utf-8")
     return folder / HTML
 
 
@@ -71,7 +71,8 @@ def _emptied(folder: Path) -> None:
 # --- what it says --------------------------------------------------------------------------------------------
 
 
-def _blocks(data: Data, tables: dict[str, Table]) -> Iterator[Block]:
+def blocks(data: Data, tables: dict[str, Table]) -> Iterator[Block]:
+    """What the report says, in order."""
     yield Block("title", "Ablation report")
     yield Block("text", _what(data))
     yield from _warnings(data, tables)

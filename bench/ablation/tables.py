@@ -223,6 +223,12 @@ def _stretch(start: int) -> Measure:
 # --- speed against RTT ---------------------------------------------------------------------------------------
 
 
+def speed_by_rtt(data: Data) -> Iterator[Row]:
+    """Speed at each RTT, if there are several."""
+    if len(data.rtts) > 1:
+        yield from _figures("tokens_per_second", "ms_per_token")(data)
+
+
 def break_even(data: Data) -> Iterator[Row]:
     """The RTT at which the baseline is as fast as the cloud alone, and as the edge alone."""
     if len(data.rtts) < 2:
@@ -295,7 +301,7 @@ TABLES: Final[dict[str, Callable[[Data], Iterable[Row]]]] = {
     "confidence": confidence,
     "positions": positions,
     "corrections": corrections,
-    "rtt": _figures("tokens_per_second", "ms_per_token"),
+    "rtt": speed_by_rtt,
     "break_even": break_even,
     "wire": wire,
     "cost": cost,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -20,7 +21,10 @@ from pilotfish.protocol.messages import Sampling
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a worker publishes about its engine; `fingerprint` covers weights, dtype, engine and version (hex)."""
+    """What a worker publishes about its engine; `fingerprint` covers weights, dtype, engine and version (hex).
+
+    An engine with a prefix cache says the tokens of a block and how many blocks it holds; one without says 0.
+    """
 
     engine: str
     version: str
@@ -29,6 +33,8 @@ class EngineInfo:
     context: int  # tokens, prompt and answer together
     draft_max: int  # K_max: longest draft of one round
     model: str  # a name for people
+    block_size: int = 0
+    kv_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ class VerifyRequest:
 
     After the round the engine decodes on for `continue_tokens` tokens, or until it draws one of `stop_ids`
     (which is emitted). A stop id inside the round itself cuts nothing (the edge does), but no continuation follows it.
+    Prefix caches are shared only among requests of one `cache_salt`.
     """
 
     request_id: str
@@ -46,6 +53,7 @@ class VerifyRequest:
     sampling: Sampling = field(default_factory=Sampling)
     continue_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,14 @@ class VerifyEvent:
     cached: int = 0
     done: bool = True
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvChange:
+    """Blocks, by their short names (`cache/block_hash.py`), that an engine stored or evicted; or it lost all it had."""
+
+    kind: Literal["stored", "removed", "cleared"]
+    blocks: tuple[bytes, ...] = ()
 
 
 def check_request(request: VerifyRequest, info: EngineInfo, running: Container[str]) -> None:
@@ -121,6 +137,10 @@ class Verifier(ABC):
     @abstractmethod
     def busy(self) -> bool:
         """True while some request waits for a step."""
+
+    def kv_changes(self) -> list[KvChange]:
+        """What its prefix cache stored and evicted since the last call, in order; an engine without one says []."""
+        return []
 
     def forget(self, session: str) -> None:  # noqa: B027  an engine without per-session state has nothing to do
         """Drop whatever is kept for a session."""

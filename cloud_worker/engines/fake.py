@@ -1,7 +1,9 @@
 """A verifier without a model: its draws are a hash of the prefix, so a protocol or chaos test knows the right answer.
 
 Switches: `flip_rate` makes a worker disagree with its peers now and then, as two machines do at numerical near-ties;
-`fail_on` makes chosen requests or steps fail; `step_ms` makes a pass take time. Deterministic, and never random.
+`fail_on` makes chosen requests or steps fail; `step_ms` and `row_us` make a pass and each of its rows take time. With
+`kv_blocks` it pretends a prefix cache (`fake_cache.py`); unless `resident`, it keeps no session's KV between rounds.
+Deterministic, and never random.
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
+from pilotfish.cloud_worker.engines.base import (
+    EngineInfo,
+    KvChange,
+    Verifier,
+    VerifyEvent,
+    VerifyRequest,
+    check_request,
+)
+from pilotfish.cloud_worker.engines.fake_cache import FakeBlockCache
 from pilotfish.protocol.messages import Sampling
 
 FailOn = Callable[[VerifyRequest], "str | Exception | None"]
@@ -72,13 +82,19 @@ class FakeVerifier(Verifier):
         flip_rate: float = 0.0,
         flip_seed: int = 0,
         step_ms: float = 0.0,
+        row_us: float = 0.0,
+        kv_blocks: int = 0,
+        block_size: int = 16,
+        resident: bool = True,
         fail_on: FailOn | None = None,
     ) -> None:
         mark = hashlib.sha256(f"fake 1 {vocab}".encode()).hexdigest()
-        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake")
+        self._blocks = FakeBlockCache(kv_blocks, block_size) if kv_blocks else None
+        cache = {"block_size": block_size, "kv_blocks": kv_blocks} if self._blocks else {}
+        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake", **cache)
         self.passes = 0
         self._flip_rate, self._flip_seed = flip_rate, flip_seed
-        self._step_ms, self._fail_on = step_ms, fail_on
+        self._step_ms, self._row_us, self._fail_on, self._keeps = step_ms, row_us, fail_on, resident
         self._rounds: dict[str, _Round] = {}
         self._resident: OrderedDict[str, list[int]] = OrderedDict()
 
@@ -109,7 +125,13 @@ class FakeVerifier(Verifier):
         oldest: dict[str, _Round] = {}
         for round_ in self._rounds.values():
             oldest.setdefault(round_.request.session, round_)
-        return [self._advance(round_) for round_ in oldest.values()]
+        events = [self._advance(round_) for round_ in oldest.values()]
+        time.sleep(sum(event.rows for event in events) * self._row_us / 1e6)
+        return events
+
+    def kv_changes(self) -> list[KvChange]:
+        """Of the pretended prefix cache."""
+        return self._blocks.take() if self._blocks else []
 
     def _advance(self, round_: _Round) -> VerifyEvent:
         request = round_.request
@@ -147,23 +169,27 @@ class FakeVerifier(Verifier):
     def _emit(self, round_: _Round, draws: list[int], rows: int, cached: int) -> VerifyEvent:
         request = round_.request
         round_.ids.extend(draws)
-        self._remember(request.session, round_.ids)
+        self._remember(request, round_.ids)
         round_.left -= 0 if round_.first else 1
         round_.first = False
         done = round_.left == 0 or any(t in request.stop_ids for t in draws)
         if done:
             del self._rounds[request.request_id]
+            if not self._keeps:
+                self.forget(request.session)
         return VerifyEvent(request.request_id, draws, len(draws) - 1, rows, 1, cached, done)
 
     def _cached(self, request: VerifyRequest, ids: list[int]) -> int:
         held = self._resident.get(request.session, [])
         n = min(len(held), len(ids) - 1)
-        if held[:n] == ids[:n]:
-            return n
-        return next(i for i in range(n) if held[i] != ids[i])
+        resident = n if held[:n] == ids[:n] else next(i for i in range(n) if held[i] != ids[i])
+        return max(resident, self._blocks.cached(ids, request.cache_salt) if self._blocks else 0)
 
-    def _remember(self, session: str, ids: list[int]) -> None:
-        self._resident[session] = ids[:-1]  # the last draw was never computed
-        self._resident.move_to_end(session)
+    def _remember(self, request: VerifyRequest, ids: list[int]) -> None:
+        computed = ids[:-1]  # the last draw was not
+        if self._blocks:
+            self._blocks.computed(computed, request.cache_salt)
+        self._resident[request.session] = computed
+        self._resident.move_to_end(request.session)
         while len(self._resident) > _SESSIONS:
             self._resident.popitem(last=False)

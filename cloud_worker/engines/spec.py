@@ -5,6 +5,7 @@ Each engine's module is imported here, at use: it brings its library with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
 
         vocabulary = Vocabulary(tuple(bytes([value]) for value in range(VOCAB)))
-        return FakeVerifier(**limits, **fake_switches(spec.model)), vocabulary
+        switches = {**fake_switches(spec.model), "resident": spec.resident}
+        if not spec.prefix_cache:
+            switches["kv_blocks"] = 0
+        return FakeVerifier(**limits, **switches), vocabulary
     limits["max_sessions"], limits["threads"] = spec.max_sessions, spec.threads
     if spec.engine == "llamacpp":
         from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
@@ -66,7 +70,9 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
 
 def fake_switches(text: str) -> dict[str, Any]:
     """`FakeVerifier`'s arguments from "step_ms=20,flip_rate=0.01,flip_seed=3". Raises ModelError."""
-    kinds = {"step_ms": float, "flip_rate": float, "flip_seed": int}
+    kinds: dict[str, Callable[[str], float]] = {
+        "step_ms": float, "flip_rate": float, "flip_seed": int, "row_us": float, "kv_blocks": int, "block_size": int,
+    }  # fmt: skip
     try:
         pairs = [part.split("=", 1) for part in text.split(",") if part not in ("", ".")]  # an empty path reads "."
         return {name: kinds[name](value) for name, value in pairs}

@@ -16,8 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pilotfish.cloud_worker.engines import vllm_start
-from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
+from pilotfish.cloud_worker.engines import vllm_kv_events, vllm_start
+from pilotfish.cloud_worker.engines.base import (
+    EngineInfo,
+    KvChange,
+    Verifier,
+    VerifyEvent,
+    VerifyRequest,
+    check_request,
+)
 from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Sampling
 
@@ -132,6 +139,7 @@ class VllmVerifier(Verifier):
             enforce_eager=not compiled,
         )
         self._scheduler: VerifyScheduler = self._core.scheduler
+        self._kv_events = vllm_kv_events.watch(self._core) if prefix_cache else None
         if resident:
             self._scheduler.parked_max = int(RESIDENT_SHARE * self.kv_tokens)
         self._rounds: dict[str, Round] = {}  # by the id of their engine request, which a session keeps
@@ -147,6 +155,8 @@ class VllmVerifier(Verifier):
             context=context,
             draft_max=draft_max,
             model=model_dir.resolve().name,
+            block_size=vllm_start.BLOCK_SIZE if prefix_cache else 0,
+            kv_blocks=vllm_kv_events.kv_blocks(self._core) if prefix_cache else 0,
         )
 
     @property
@@ -187,7 +197,7 @@ class VllmVerifier(Verifier):
             pooling_params=None,
             arrival_time=time.time(),
             lora_request=None,
-            cache_salt=None,
+            cache_salt=request.cache_salt or None,
             data_parallel_rank=None,
             resumable=True,
         )
@@ -206,6 +216,10 @@ class VllmVerifier(Verifier):
                 f"vLLM failed in a step ({type(error).__name__}: {error}); restart the engine."
             ) from error
         return [self._event(output) for group in outputs.values() for output in group.outputs]
+
+    def kv_changes(self) -> list[KvChange]:
+        """What the prefix cache stored and evicted since the last call."""
+        return self._kv_events.take() if self._kv_events else []
 
     def cancel(self, request_id: str) -> None:
         """Forget a request and free its blocks; what it computed stays in the prefix cache."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from pilotfish.cache.prefix import common_prefix
+from pilotfish.cache.prefix_map import common_prefix
 from pilotfish.cloud_worker.engines.vllm_engine import ROUND, Round
 from pilotfish.protocol.errors import EngineError
 

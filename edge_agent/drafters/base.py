@@ -70,6 +70,11 @@ class Drafter(ABC):
     def close_session(self, session: str) -> None:  # noqa: B027
         """Drop what is kept for a session; unknown sessions are ignored."""
 
+    @property
+    def beat(self) -> dict[str, str]:
+        """What an agent's beat says of its drafter: field -> text that people read. Asked for on any thread."""
+        return {}
+
     def close(self) -> None:  # noqa: B027
         """Release the model."""
 

@@ -5,26 +5,31 @@ Speed matters here and last bits do not (a draft is checked): one row per token,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from pilotfish.cache.edge_cache import EdgeCache
 from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits
 from pilotfish.cache.llama_library import library_version
 from pilotfish.cache.llama_sequences import Part, Sequences, Slot
+from pilotfish.cache.model_build import ModelBuild
 from pilotfish.edge_agent.drafters.base import Confidence, Draft, Drafter, DrafterInfo, Proceed, drawn_probability
 from pilotfish.protocol.errors import EngineError, RequestRefused
 from pilotfish.protocol.messages import Sampling
 from pilotfish.protocol.sampling import draw
 
+KV = "f16"  # half the memory and disk of f32
+
 
 class LlamaCppDrafter(Drafter):
     """A GGUF draft model. Raises ModelError if the file cannot be used, EngineError if memory is short.
 
-    `sessions` bounds the sequences kept at once; more sessions are served, at the price of prefilling again.
+    `sessions` bounds the sequences kept at once. More sessions are served, and a closed one may be followed by its next
+    turn: with a `cache` what they had is restored, without one it is prefilled again. The drafter closes the cache.
     """
 
     def __init__(
@@ -34,7 +39,8 @@ class LlamaCppDrafter(Drafter):
         context: int = 4096,
         sessions: int = 4,
         threads: int = 1,
-        kv: str = "f16",
+        kv: str = KV,
+        cache: EdgeCache | None = None,
         confidence: Confidence = drawn_probability,
     ) -> None:
         self.model = LlamaModel(model_path)
@@ -45,11 +51,10 @@ class LlamaCppDrafter(Drafter):
         except EngineError:
             self.model.close()
             raise
-        self._sequences = Sequences(self._context, exact=False)
+        self._sequences = Sequences(self._context, exact=False, cache=cache)
         self._confidence = confidence
-        version = library_version()
-        mark = hashlib.sha256(f"llama.cpp {version} {kv} {self.model.digest}".encode()).hexdigest()
-        self.info = DrafterInfo("llama.cpp", version, mark, self.model.vocab_size, context, self.model.name)
+        mark = ModelBuild.of(model_path, kv).fingerprint
+        self.info = DrafterInfo("llama.cpp", library_version(), mark, self.model.vocab_size, context, self.model.name)
 
     def draft(
         self,
@@ -72,15 +77,19 @@ class LlamaCppDrafter(Drafter):
         token = ids[-1]
         while len(drafted) < k:
             logits = self._evaluate(slot, [token], wanted=1)
-            token, confidence = self._draw(logits, len(ids) + len(drafted), sampling)
+            token, confidence = self._draw(slot, logits, len(ids) + len(drafted), sampling)
             drafted.append(token)
             confidences.append(confidence)
             if token in stop_ids or (proceed is not None and not proceed(token, confidence)):
                 break
         return Draft(drafted, confidences, 1e3 * (perf_counter() - start), prefilled)
 
-    def _draw(self, logits: Logits, position: int, sampling: Sampling) -> tuple[int, float]:
-        token = int(draw(logits, np.array([position], np.int64), sampling)[0])
+    def _draw(self, slot: Slot, logits: Logits, position: int, sampling: Sampling) -> tuple[int, float]:
+        try:
+            token = int(draw(logits, np.array([position], np.int64), sampling)[0])
+        except ValueError as error:  # NaN: what is computed is not to be trusted, nor saved
+            self._sequences.trim(slot, 0)
+            raise EngineError(f"The draft's logits are unusable ({error}); try again.") from error
         return token, self._confidence(logits[0], token, position, sampling)
 
     def sync(self, session: str, ids: Sequence[int]) -> int:
@@ -115,10 +124,17 @@ class LlamaCppDrafter(Drafter):
             raise RequestRefused(f"Token id {bad} is not in the draft model's vocabulary of {self.info.vocab_size}.")
 
     def close_session(self, session: str) -> None:
-        """Free the session's sequence."""
+        """Free the session's sequence; a cache keeps its state for whoever begins as it did."""
         self._sequences.forget(session)
 
+    @property
+    def beat(self) -> dict[str, str]:
+        """See `Drafter.beat`: the cache's statistics, nothing without one."""
+        cache = self._sequences.cache
+        return {f"cache_{name}": str(value) for name, value in asdict(cache.statistics).items()} if cache else {}
+
     def close(self) -> None:
-        """Free the KV memory, then the weights."""
+        """Free the sessions and the cache, the KV memory, then the weights."""
+        self._sequences.close()
         self._context.close()
         self.model.close()

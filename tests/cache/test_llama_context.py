@@ -9,7 +9,6 @@ from contracts.tiny_gguf import VOCAB, write_tiny_gguf
 
 from pilotfish.cache.llama_context import LlamaContext, LlamaModel, Logits, Row
 from pilotfish.cache.llama_sequences import SPARE, Part, Sequences
-from pilotfish.cache.prefix import common_prefix
 from pilotfish.protocol.errors import EngineError, ModelError
 
 pytestmark = pytest.mark.llamacpp
@@ -191,14 +190,6 @@ def slot_of(sequences: Sequences, session: str):  # type: ignore[no-untyped-def]
     slot = sequences.hold(session)
     assert slot is not None
     return slot
-
-
-def test_common_prefix() -> None:
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
-    assert common_prefix([1, 2], [1, 2, 4]) == 2
-    assert common_prefix([], [1]) == common_prefix([2], [1]) == 0
-    long = list(range(1000))
-    assert all(common_prefix(long, [*long[:i], -1, *long[i + 1 :]]) == i for i in range(1000))
 
 
 def write_kind(path: Path, kind: str) -> Path:

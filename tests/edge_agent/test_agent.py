@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from redis.asyncio import Redis
 from rigs import TARGET, agent, draws, worker
 
 from helpers import wait_until
-from pilotfish.edge_agent.agent import Agent
+from pilotfish.edge_agent.agent import Agent, _unhurried
+from pilotfish.edge_agent.session import Committed
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import EmptyPrompt, NoAgent, PilotfishError, PromptTooLong
@@ -246,3 +248,39 @@ async def test_prompts_are_measured_before_anything_else(
         assert isinstance(running, Agent)
         with pytest.raises(kind):
             await running.encode(text, chat=False, max_tokens=max_tokens)
+
+
+async def test_a_generation_does_not_wait_for_its_reader_and_loses_nothing() -> None:
+    released = asyncio.Event()
+
+    async def run() -> AsyncGenerator[list[Committed], None]:
+        for token in range(5):
+            yield [Committed(token, "accepted")]
+            await asyncio.sleep(0)
+        released.set()
+        raise PilotfishError("in the end")
+
+    reading = _unhurried(run())
+    first = await anext(reading)
+    await asyncio.wait_for(released.wait(), 5)
+    rest = await anext(reading)
+    assert [[token.id for token in tokens] for tokens in (first, rest)] == [[0], [1, 2, 3, 4]]
+    with pytest.raises(PilotfishError, match="in the end"):
+        await anext(reading)
+
+
+async def test_a_reader_that_leaves_ends_the_generation() -> None:
+    ended = asyncio.Event()
+
+    async def run() -> AsyncGenerator[list[Committed], None]:
+        try:
+            while True:
+                yield [Committed(1, "accepted")]
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    reading = _unhurried(run())
+    await anext(reading)
+    await reading.aclose()
+    assert ended.is_set()

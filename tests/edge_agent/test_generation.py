@@ -13,7 +13,7 @@ from rigs import PROMPT, TARGET, draws
 
 from helpers import wait_until
 from pilotfish.cloud_worker.engines.fake import fake_target
-from pilotfish.edge_agent.drafters.base import Draft
+from pilotfish.edge_agent.drafters.base import Draft, Proceed
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.protocol.errors import BrokerUnreachable, DeadlineExceeded, JobRefused, NoWorker, PromptTooLong
@@ -21,6 +21,7 @@ from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.messages import Close, Message, Refusal, RefusalCode, Sampling, Verdict, VerifyJob
 
 FLEET = Target(TARGET, "fake", 4096, 16, Vocabulary(tuple(bytes([value]) for value in range(256))))
+FOUR = {"drafting": "fixed", "draft_tokens": 4, "window": 1}  # tokens each round, whatever the clock says
 Answer = Callable[[VerifyJob], "list[Verdict | Refusal]"]
 
 
@@ -92,12 +93,14 @@ def silent(job: VerifyJob) -> list[Verdict | Refusal]:
 def start(cloud: Cloud, alpha: float = 0.7, *, draft: Any = None, **task: Any) -> Generation:
     drafter = FakeDrafter(fake_target, alpha=alpha)
 
-    async def drafted(session: str, ids: Sequence[int], count: int, sampling: Sampling, stops: frozenset[int]) -> Draft:
+    async def drafted(
+        session: str, ids: Sequence[int], count: int, sampling: Sampling, stops: frozenset[int], proceed: Proceed
+    ) -> Draft:
         assert count > 0, "a drafter was asked for nothing"
         await asyncio.sleep(0)
-        return drafter.draft(session, ids, count, sampling, stops)
+        return drafter.draft(session, ids, count, sampling, stops, proceed)
 
-    fields = {"round_timeout_ms": 100, "deadline_ms": 20_000, "max_tokens": 24, **task}
+    fields = {"round_timeout_ms": 100, "deadline_ms": 20_000, "max_tokens": 24, **FOUR, **task}
     cloud.generation = Generation(Task(PROMPT, **fields), draft or drafted, cloud, FLEET, 256)  # type: ignore[arg-type]
     return cloud.generation
 
@@ -111,8 +114,9 @@ async def text(generation: Generation) -> list[int]:
 
 @pytest.mark.parametrize("window", [1, 2, 4])
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
-async def test_the_text_is_the_targets_whatever_is_drafted(window: int, alpha: float) -> None:
-    generation = start(Cloud(), alpha, window=window, max_tokens=50)
+@pytest.mark.parametrize("drafting", ["auto", "always", "fixed"])
+async def test_the_text_is_the_targets_whatever_is_drafted(window: int, alpha: float, drafting: str) -> None:
+    generation = start(Cloud(), alpha, window=window, max_tokens=50, drafting=drafting, draft_tokens=None)
     assert await text(generation) == draws(PROMPT, 50)
     summary = generation.summary()
     assert summary.tokens == summary.accepted + summary.corrected + summary.continued == 50
@@ -149,16 +153,18 @@ async def test_a_draft_that_a_verdict_overtook_is_used_as_far_as_it_holds() -> N
     """With acceptance 1 every draft made while a verdict was away is right, but for the bonus token it now overlaps."""
     cloud = Cloud()
 
-    async def late(session: str, ids: Sequence[int], count: int, sampling: Sampling, stops: frozenset[int]) -> Draft:
+    async def late(
+        session: str, ids: Sequence[int], count: int, sampling: Sampling, stops: frozenset[int], proceed: Proceed
+    ) -> Draft:
         if len(cloud.jobs) == 1 and generation.inbox.empty():
             cloud.ids["0"] = []
             generation.inbox.put_nowait(cloud.serve(cloud.jobs[0])[0])
-        return Draft(draws(ids, count))
+        return Draft(draws(ids, count), [1.0] * count)
 
     cloud.script = [silent]
     generation = start(cloud, draft=late, window=2, max_tokens=12)
     assert await text(generation) == draws(PROMPT, 12)
-    assert (cloud.jobs[1].base, cloud.jobs[1].draft) == (21, tuple(draws(PROMPT, 8)[5:8]))
+    assert (cloud.jobs[1].base, cloud.jobs[1].draft) == (21, tuple(draws(PROMPT, 9)[5:])), "and is added to"
 
 
 async def test_an_empty_draft_still_asks_for_a_token() -> None:
@@ -175,6 +181,34 @@ async def test_the_worker_that_answered_is_asked_again_and_told_of_the_end() -> 
     assert cloud.addressed[0] == ""
     assert set(cloud.addressed[1:]) == {"w1"}
     assert [type(note) for note in cloud.notes] == [Close]
+
+
+async def test_a_cloud_that_is_faster_alone_writes_a_stretch_and_the_summary_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The drafter is slow and always wrong; a verdict says that a pass takes no time."""
+    cloud = Cloud()
+
+    def at_once(job: VerifyJob) -> list[Verdict | Refusal]:
+        (reply,) = cloud.serve(job)
+        assert isinstance(reply, Verdict)
+        more = draws(list(cloud.ids[job.session]) + list(reply.draws), job.continue_tokens)
+        return [reply.model_copy(update={"draws": (*reply.draws, *more), "engine_ms": 0.01})]
+
+    async def wrong(session: str, ids: Sequence[int], count: int, *_: Any) -> Draft:
+        await asyncio.sleep(0.01)
+        return Draft([(draws(ids, 1)[0] + 1) % 256], [0.9], 10.0, 1)
+
+    cloud.always = at_once
+    generation = start(cloud, draft=wrong, max_tokens=60, drafting="auto", draft_tokens=None, window=8)
+    with caplog.at_level("INFO", "pilotfish.agent"):
+        assert await text(generation) == draws(PROMPT, 60)
+    summary = generation.summary()
+    assert 16 <= summary.ceded <= summary.continued < 60
+    assert "the cloud alone" in caplog.text
+    assert "it writes the next 16" in caplog.text
+    first = next(at for at, job in enumerate(cloud.jobs) if job.continue_tokens)
+    assert any(job.draft for job in cloud.jobs[first:]), "drafting was never tried again"
 
 
 # --- in foul weather -----------------------------------------------------------------------------------------
@@ -300,8 +334,10 @@ async def test_when_a_worker_appears_what_follows_is_verified_again() -> None:
     cloud = Cloud(script=[NoWorker("none")] * 3)
     slow = FakeDrafter(fake_target, alpha=0.5, token_ms=5)
 
-    async def drafted(session: str, ids: Sequence[int], count: int, sampling: Sampling, stops: frozenset[int]) -> Draft:
-        return await asyncio.to_thread(slow.draft, session, list(ids), count, sampling, stops)
+    async def drafted(
+        session: str, ids: Sequence[int], count: int, sampling: Sampling, stops: frozenset[int], proceed: Proceed
+    ) -> Draft:
+        return await asyncio.to_thread(slow.draft, session, list(ids), count, sampling, stops, proceed)
 
     generation = start(cloud, draft=drafted, on_cloud_loss="local", max_tokens=600)
     out = [token async for tokens in generation.run() for token in tokens]

@@ -66,6 +66,9 @@ EVERY_FIELD: dict[str, m.Message] = {
     "verdict, with every default": m.Verdict(
         boot="b", session=SESSION, epoch=0, round=0, base=1, digest=DIGEST, draws=(0,), worker="w"
     ),
+    "verdict, with the price of a row": m.Verdict(
+        boot="b", session=SESSION, epoch=0, round=0, base=1, digest=DIGEST, draws=(0,), worker="w", row_ms=0.5
+    ),
     "refusal": m.Refusal(
         boot="b7",
         session=SESSION,
@@ -115,6 +118,9 @@ EVERY_FIELD: dict[str, m.Message] = {
         ),
     ),
     "finished, with every default": m.Finished(request=SESSION, reason="stop", summary=m.Summary()),
+    "finished, partly by the cloud alone": m.Finished(
+        request=SESSION, reason="stop", summary=m.Summary(tokens=9, continued=8, ceded=8)
+    ),
     "failed": m.Failed(request=SESSION, code="deadline", sentence="no verdict within 120000 ms"),
 }
 
@@ -151,6 +157,11 @@ GOLDEN: dict[str, str] = {
         "8aa4626f6f74a162a773657373696f6ed9203031323334353637383961626364656630313233343536373839616263646566a565"
         "706f636800a5726f756e6400a46261736501a6646967657374c410000102030405060708090a0b0c0d0e0fa564726177739100a6"
         "776f726b6572a177a17601a474797065a776657264696374"
+    ),
+    "verdict, with the price of a row": (
+        "8ba4626f6f74a162a773657373696f6ed9203031323334353637383961626364656630313233343536373839616263646566a565"
+        "706f636800a5726f756e6400a46261736501a6646967657374c410000102030405060708090a0b0c0d0e0fa564726177739100a6"
+        "776f726b6572a177a6726f775f6d73cb3fe0000000000000a17601a474797065a776657264696374"
     ),
     "refusal": (
         "8aa4626f6f74a26237a773657373696f6ed9203031323334353637383961626364656630313233343536373839616263646566a5"
@@ -191,6 +202,11 @@ GOLDEN: dict[str, str] = {
     "finished, with every default": (
         "85a772657175657374d9203031323334353637383961626364656630313233343536373839616263646566a6726561736f6ea473"
         "746f70a773756d6d61727980a17601a474797065a866696e6973686564"
+    ),
+    "finished, partly by the cloud alone": (
+        "85a772657175657374d9203031323334353637383961626364656630313233343536373839616263646566a6726561736f6ea473"
+        "746f70a773756d6d61727983a6746f6b656e7309a9636f6e74696e75656408a5636564656408a17601a474797065a866696e6973"
+        "686564"
     ),
     "failed": (
         "85a772657175657374d9203031323334353637383961626364656630313233343536373839616263646566a4636f6465a8646561"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ async def send(redis: Redis, worker: str = keys.ANY, tenant: str = TENANT, **fie
 
 
 async def taken(ingress: Ingress) -> list[str]:
-    return [delivery.entry_id for delivery in await ingress.pick_up(10, 10)]
+    return [delivery.entry_id for delivery in await ingress.pick_up(30, 10)]
 
 
 async def owner(redis: Redis, delivery: Delivery) -> str:
@@ -114,6 +115,8 @@ async def test_a_worker_buried_alive_while_it_waits_opens_its_streams_again(redi
     await wait_until(lambda: _blocked(redis), "the worker to wait")
     await redis.delete(blocked)
     assert await waiting == []
+    if not await redis.exists(blocked):  # before Redis 7 this wakes nobody: the next pick-up finds out
+        assert await ingress.pick_up(10, 10) == []
     assert await redis.exists(blocked)
 
 
@@ -305,9 +308,9 @@ async def test_a_sweep_that_fails_half_way_gives_back_what_it_took(
     await first.pick_up(10, 10)
     first.held.clear()  # w1 is gone
     await wait_until(lambda: expired(redis), "the lease to run out")
-    second._dead = ["w1"]
+    second._beats = {"w1": 0}
 
-    async def lost(count: int) -> list[Any]:
+    async def lost(dead: list[str], count: int) -> list[Any]:
         raise rx.ConnectionError("lost")
 
     monkeypatch.setattr(second, "_left_behind", lost)
@@ -337,3 +340,92 @@ async def expired(redis: Redis) -> bool:
         keys.jobs(TARGET, TENANT), keys.GROUP_WORKERS, "-", "+", 1, idle=keys.LEASE_MS + 50
     )
     return bool(pending)
+
+
+# --- passing on --------------------------------------------------------------------------------------------------
+
+
+async def passed_on(redis: Redis, first: Ingress, to: str = "w2") -> Delivery:
+    """A job that w1 took and passed on."""
+    await send(redis)
+    (delivery,) = await first.pick_up(30, 10)
+    assert await first.pass_on(delivery, to, cached_tokens=64, queued_tokens=7)
+    return delivery
+
+
+async def test_a_job_passed_on_keeps_its_tenant_its_agent_its_age_and_what_was_said(redis: Redis) -> None:
+    first, second = await opened(redis, "w1"), await opened(redis, "w2")
+    before = await passed_on(redis, first)
+    (after,) = await second.pick_up(30, 10)
+    assert (after.tenant, after.agent, after.payload) == (before.tenant, before.agent, before.payload)
+    assert (after.sent_ms, after.deliveries, after.hops) == (before.sent_ms, 1, 1)
+    assert (after.cached_tokens, after.queued_tokens, after.stolen) == (64, 7, False)
+    assert second.is_mine(after)
+    assert not first.held
+    assert not await redis.xlen(before.stream)
+
+
+async def test_a_job_passed_on_twice_counts_its_hops_and_every_delivery(redis: Redis) -> None:
+    first, second, third = [await opened(redis, name) for name in ("w1", "w2", "w3")]
+    before = await passed_on(redis, first)
+    (again,) = await second.pick_up(30, 10)
+    assert await second.pass_on(replace(again, deliveries=2), "w3")
+    (last,) = await third.pick_up(30, 10)
+    assert (last.sent_ms, last.deliveries, last.hops, last.cached_tokens) == (before.sent_ms, 2, 2, -1)
+
+
+async def test_nothing_is_passed_to_who_has_no_stream_nor_what_is_no_longer_ours(redis: Redis) -> None:
+    first, second = await opened(redis, "w1"), await opened(redis, "w2")
+    await send(redis)
+    (delivery,) = await first.pick_up(30, 10)
+    assert not await first.pass_on(delivery, "nobody")
+    await redis.xclaim(delivery.stream, keys.GROUP_WORKERS, "w2", 0, [delivery.entry_id])
+    assert not await first.pass_on(delivery, "w2")
+    assert await redis.xlen(delivery.stream) == 1
+    assert await taken(second) == []
+
+
+async def test_a_reply_to_a_job_passed_on_reaches_the_agent_and_removes_it(redis: Redis) -> None:
+    first, second = await opened(redis, "w1"), await opened(redis, "w2")
+    await passed_on(redis, first)
+    (delivery,) = await second.pick_up(30, 10)
+    await second.reply(delivery, Refusal(code="stale", worker="w2"))
+    assert await redis.xlen(keys.replies(TENANT, delivery.agent)) == 1
+    assert await redis.xlen(delivery.stream) == 0
+
+
+async def test_a_busy_worker_leaves_what_was_passed_on_and_an_idle_one_takes_it(redis: Redis) -> None:
+    first, second, third = [await opened(redis, name) for name in ("w1", "w2", "w3")]
+    await passed_on(redis, first)
+    assert await second.pick_up(30, 10, passed_on=False) == []
+    for each in (second, third):
+        await each.beat(BEAT)
+    await third.beat(BEAT)
+    (stolen,) = await third.steal(1)
+    assert (stolen.stolen, stolen.queued_tokens, third.is_mine(stolen)) == (True, 7, False)
+    assert await taken(second) == []
+    assert second.waiting == 1, "as of its beat"
+
+
+@pytest.mark.usefixtures("short_lease")
+async def test_what_was_passed_to_a_worker_that_died_is_taken_over(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = [await opened(redis, name) for name in ("w1", "w2", "w3")]
+    await passed_on(redis, first)  # w2 never takes this one
+    await passed_on(redis, first, "w3")
+    (in_hand,) = await third.pick_up(30, 10)  # w3 dies with this one in its hands
+    for each in (second, third):
+        await each.beat(BEAT)
+    monkeypatch.setattr(keys, "BEAT_TTL_MS", 1)
+    await first.beat(BEAT)
+    found: list[Delivery] = []
+
+    async def both() -> bool:
+        found.extend(await first.sweep(10))
+        return len(found) == 2
+
+    await wait_until(both, "both jobs to be taken over")
+    assert {each.hops for each in found} == {1}
+    assert {each.stream: each.deliveries for each in found}[in_hand.stream] == 2
+    assert not any(each.stolen for each in found)

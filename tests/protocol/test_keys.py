@@ -24,6 +24,7 @@ NAME = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
 HEX = st.text("0123456789abcdef", min_size=16, max_size=16)
 REQUEST = st.text("0123456789abcdef", min_size=32, max_size=32)
 ARGUMENTS = {"target": HEX, "request": REQUEST, "tenant": NAME, "agent": NAME, "worker": NAME}
+ARGUMENTS |= {"epoch": st.integers(0, 2**53).map(str), "bucket": st.integers(0, 4096).map(str)}
 
 
 def shape(function: Callable[..., str]) -> str:
@@ -45,7 +46,9 @@ def test_every_function_has_its_row_in_the_table(name: str) -> None:
 
 
 def test_every_row_of_the_table_has_its_function_or_constant() -> None:
-    spelled_out = {shape(function) for function in FUNCTIONS.values()} | {keys.TENANTS, keys.TARGETS}
+    spelled_out = {shape(function) for function in FUNCTIONS.values()} | {
+        keys.TENANTS, keys.TARGETS, keys.SALT
+    }  # fmt: skip
     any_worker = keys.jobs("<target>", "<tenant>")
     assert set(TABLE) == spelled_out | {any_worker}
 
@@ -85,6 +88,9 @@ def test_an_acl_pattern_of_one_tenant_matches_no_key_of_another(mine: str, other
         keys.output(other, "0" * 32),
         keys.prompts(other),
         keys.agents(other),
+        keys.forwarded(target, other),
+        keys.index_worker(target, other),
+        keys.index_bucket(target, 1, 2, other),
     ]
     for pattern in patterns:
         matcher = re.compile(re.escape(pattern).replace(r"\*", ".*"))

@@ -150,7 +150,7 @@ def test_no_password_is_shown_or_told() -> None:
 def test_what_is_shown_is_every_setting_in_words() -> None:
     shown = Settings().shown()
     assert list(shown) == list(Settings.model_fields)
-    assert (shown["seed"], shown["draft_tokens"]) == ("unset", "4")
+    assert (shown["seed"], shown["window"]) == ("unset", "8")
 
 
 def test_a_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:

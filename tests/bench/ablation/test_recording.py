@@ -14,8 +14,10 @@ SESSION = "0" * 32
 
 
 def verdict(**changes: object) -> Verdict:
-    made = {"boot": BOOT, "session": SESSION, "epoch": 0, "round": 0, "base": 16, "digest": b"\0" * 16, "draws": (1, 2),
-            "accepted": 1, "worker": "w1", "rows": 18, "steps": 1, "cached": 3, "engine_ms": 2.0, "queue_ms": 0.5}  # fmt: skip
+    made = {
+        "boot": BOOT, "session": SESSION, "epoch": 0, "round": 0, "base": 16, "digest": b"\0" * 16, "draws": (1, 2),
+        "accepted": 1, "worker": "w1", "rows": 18, "steps": 1, "cached": 3, "engine_ms": 2.0, "queue_ms": 0.5,
+    }  # fmt: skip
     return Verdict.model_validate({**made, **changes})
 
 

@@ -11,20 +11,29 @@ import pytest
 from ablations import SITTING, failed, manifest, record, run_folder
 from pilotfish.bench.ablation.catalogue import described, runs
 from pilotfish.bench.ablation.compare import compare
+from pilotfish.bench.ablation.document import as_markdown
 from pilotfish.bench.ablation.measures import Prices
-from pilotfish.bench.ablation.report import load, write
+from pilotfish.bench.ablation.report import blocks, load, write
+from pilotfish.bench.ablation.tables import all_tables
 from pilotfish.protocol.errors import UsageError
 
 SLOW = [10.0, 10.0, 10.0, 80.0]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run and its report; tests that change it make their own."""
+    folder = made(tmp_path_factory.mktemp("runs") / "run")
+    write(folder)
+    return folder
+
+
+def made(folder: Path) -> Path:
     records = [record(v, p) for v in ("baseline", "cloud_only") for p in range(6)]
     records += [record("no_kv_cache", p, token_ms=SLOW) for p in range(5)]
     records.append(failed("no_kv_cache", 5, failure={"code": "deadline", "sentence": "too <late> | again"}))
     told = manifest("baseline", "cloud_only", "no_kv_cache", asked=6)
-    return run_folder(tmp_path / "run", told, records)
+    return run_folder(folder, told, records)
 
 
 class Page(HTMLParser):
@@ -41,7 +50,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_fetches_nothing(run: Path) -> None:
-    text = write(run).read_text()
+    text = (run / "report.html").read_text()
     page = Page()
     page.feed(text)
     assert page.tags.count("img") >= 6
@@ -52,7 +61,7 @@ def test_the_page_fetches_nothing(run: Path) -> None:
 
 
 def test_both_forms_say_the_same(run: Path) -> None:
-    page, markdown = write(run).read_text(), (run / "report.md").read_text()
+    page, markdown = ((run / name).read_text() for name in ("report.html", "report.md"))
     for words in ("0.50 × (0.50 to 0.50), worse", "no difference (1.00 to 1.00)", "18 of 18 requests"):
         assert words in page
         assert words in markdown
@@ -60,45 +69,39 @@ def test_both_forms_say_the_same(run: Path) -> None:
 
 
 def test_failures_are_named(run: Path) -> None:
-    page, markdown = write(run).read_text(), (run / "report.md").read_text()
+    page, markdown = ((run / name).read_text() for name in ("report.html", "report.md"))
     assert "1 requests failed" in markdown
     assert "| no_kv_cache | 0.0 | 1 | 5 | deadline | too <late> &#124; again |" in markdown
     assert "too &lt;late&gt; | again" in page
 
 
 def test_pictures_and_tables_lie_beside_it(run: Path) -> None:
-    write(run)
     for name in re.findall(r"\]\((.*?)\)", (run / "report.md").read_text()):
         assert (run / name).stat().st_size > 5000
     assert {"summary.csv", "latency.csv", "pareto.csv"} <= {path.name for path in (run / "tables").iterdir()}
 
 
-def test_prices_are_kept(run: Path) -> None:
-    write(run)
-    assert not (run / "tables/cost.csv").exists()
-    write(run, Prices(cloud_hour=2.0))
-    write(run)
-    assert (run / "tables/cost.csv").exists()
-    assert load(run).prices == Prices(cloud_hour=2.0)
+def test_prices_are_kept(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    assert "cost" not in all_tables(load(folder))
+    load(folder, Prices(cloud_hour=2.0))
+    assert load(folder).prices == Prices(cloud_hour=2.0)
+    assert "cost" in all_tables(load(folder))
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"finished": None}, "This run is not finished"),
-        (
-            {"missing": {"baseline": ["mode=gated"]}},
-            "baseline is not what its name says: this version has no mode=gated",
-        ),
-        ({"sittings": [SITTING, {**SITTING, "cpu": "another"}]}, "its cpu changed in between"),
-    ],
-)
-def test_what_a_reader_must_know_comes_first(run: Path, changes: dict[str, object], words: str) -> None:
-    told = {**manifest("baseline", "cloud_only", "no_kv_cache", asked=6), **changes}
-    run_folder(run, told, [record(prompt=p) for p in range(6)])
-    write(run)
-    warnings, _, _ = (run / "report.md").read_text().partition("## ")
-    assert words in warnings
+def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    told = {
+        **manifest("baseline", "cloud_only", "no_kv_cache", asked=6),
+        "finished": None,
+        "sittings": [SITTING, {**SITTING, "cpu": "another"}],
+    }
+    told["experiment"]["prompts"]["lessons_are_asked_too"] = True
+    run_folder(folder, told, [record(prompt=p) for p in range(6)])
+    data = load(folder)
+    warnings, _, _ = as_markdown(list(blocks(data, all_tables(data)))).partition("## ")
+    for words in ("This run is not finished", "its cpu changed in between", "learnt from prompts that were measured"):
+        assert words in warnings
 
 
 # --- between runs --------------------------------------------------------------------------------------------

@@ -1,0 +1,151 @@
+"""The live side of `bench control`: a private Redis behind a delay proxy, a worker with the real target, a paced draft.
+
+What it measures of times is what the replay is given; what it measures of speed is what the replay must foretell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilotfish.bench.children import own_redis
+from pilotfish.bench.control_record import CONTEXT, Record
+from pilotfish.bench.control_times import Times
+from pilotfish.bench.delay_proxy import DelayProxy
+from pilotfish.bench.sides import agent, edge_cores, engine_cores, on_cores, worker
+from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.edge_agent.agent import Agent
+from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
+from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.plan import Experience
+from pilotfish.edge_agent.tokenizer import LlamaTokenizer
+from pilotfish.protocol import cores, fleet
+from pilotfish.protocol.errors import EngineError
+from pilotfish.protocol.messages import Sampling
+
+DRAFT_MAX = 64
+GAUGE = (1, 4, 16)  # K of the rounds that tell what a job and a row cost
+
+
+class PacedDrafter(Drafter):
+    """Another drafter, slowed down to `token_ms` per token as a larger draft or a smaller device would be."""
+
+    def __init__(self, inner: Drafter) -> None:
+        self.inner, self.info, self.token_ms = inner, inner.info, 0.0
+
+    def draft(
+        self,
+        session: str,
+        ids: Sequence[int],
+        k: int,
+        sampling: Sampling,
+        stop_ids: Collection[int] = (),
+        proceed: Proceed | None = None,
+    ) -> Draft:
+        """See `Drafter.draft`; what is prefilled takes no longer than it does."""
+        began, drafted = time.perf_counter(), 0
+
+        def paced(token: int, score: float) -> bool:
+            nonlocal drafted
+            drafted += 1
+            self._until(began, drafted)
+            return proceed is None or proceed(token, score)
+
+        found = self.inner.draft(session, ids, k, sampling, stop_ids, paced)
+        self._until(began, len(found.ids))
+        return Draft(found.ids, found.confidences, 1000 * (time.perf_counter() - began), found.prefilled)
+
+    def _until(self, began: float, drafted: int) -> None:
+        time.sleep(max(0.0, began + drafted * self.token_ms / 1000 - time.perf_counter()))
+
+    def close_session(self, session: str) -> None:
+        """See `Drafter.close_session`."""
+        self.inner.close_session(session)
+
+    def close(self) -> None:
+        """See `Drafter.close`."""
+        self.inner.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A running set-up; `proxy.rtt_ms` and `drafter.token_ms` may change between answers."""
+
+    agent: Agent
+    proxy: DelayProxy
+    drafter: PacedDrafter
+
+    async def speed(self, records: Sequence[Record], stop_ids: frozenset[int], **task: Any) -> float:
+        """Tokens per ms over these answers, one after the other, prefill aside as in the replay.
+
+        Raises EngineError if a text is not the target's own.
+        """
+        spent, tokens = 0.0, 0
+        for record in records:
+            wanted = Task(record.prompt, max_tokens=record.limit, stop_ids=stop_ids, **task)
+            generation = self.agent.open(wanted)
+            began, ended, text = time.perf_counter(), 0.0, list[int]()
+            async for some in generation.run():
+                text += [token.id for token in some]
+                ended = time.perf_counter()  # what follows the last token is only a farewell to the worker
+            self.agent.close(generation)
+            if tuple(text) != record.text:
+                raise EngineError("the live text is not the target's own: `bench exact` tells where they part")
+            spent += 1000 * (ended - began) - generation.plan.prefill_ms
+            tokens += len(text)
+        return tokens / spent
+
+    async def times(self, records: Sequence[Record], stop_ids: frozenset[int]) -> Times:
+        """What a job, a row, a step and the broker take, over fixed drafts and a continuation without a round trip."""
+        self.proxy.rtt_ms, self.drafter.token_ms = 0.0, 0.0
+        self.agent.experience = Experience()
+        for k in GAUGE:
+            await self.speed(records, stop_ids, drafting="fixed", draft_tokens=k, window=1)
+        pace = self.agent.experience.pace
+        job, row, broker = pace.job.value(0.0), pace.row_ms, pace.trip.value(0.0)
+        await self.speed(records, stop_ids, mode="cloud_only")
+        return Times(pace.token_ms, 0.0, job, row, pace.step.value(job + row), broker)
+
+    async def measure(
+        self, records: Sequence[Record], stop_ids: frozenset[int], token_ms: float, rtt_ms: float, **task: Any
+    ) -> float:
+        """Tokens per ms of an agent that knows nothing yet."""
+        self.proxy.rtt_ms, self.drafter.token_ms = rtt_ms, token_ms
+        self.agent.experience = Experience()
+        return await self.speed(records, stop_ids, **task)
+
+
+@asynccontextmanager
+async def live(target: Path, draft: Path) -> AsyncIterator[Live]:
+    """Everything real, in this process but for Redis and the engine."""
+    from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
+
+    own = engine_cores()
+    spec = EngineSpec(
+        "llamacpp", str(target), context=CONTEXT, draft_max=DRAFT_MAX, max_sessions=2,
+        threads=len(own) or len(cores.available()), cores=",".join(map(str, own)),
+    )  # fmt: skip
+    with own_redis() as server:
+        async with worker(WorkerSpec(server.url, spec)), DelayProxy(*address(server.url), rtt_ms=0.0) as proxy:
+            with on_cores(edge_cores()):
+                inner = LlamaCppDrafter(draft, context=CONTEXT, sessions=1, threads=1)
+                drafter = PacedDrafter(inner)
+
+                def tokenizer(found: fleet.Target) -> LlamaTokenizer:
+                    return LlamaTokenizer(inner.model, found.vocabulary.chat_template)
+
+                async with agent(proxy.through(server.url), drafter, tokenizer, inner.model.eog_ids) as running:
+                    yield Live(running, proxy, drafter)
+
+
+def address(url: str) -> tuple[str, int]:
+    """Host and port of a Redis URL."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or 6379
