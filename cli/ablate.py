@@ -154,14 +154,15 @@ def _measure(experiment: Experiment) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from pilotfish.bench.ablation.run import measure
+    from pilotfish.bench.ablation.run import Course
     from pilotfish.cli.processes import run
     from pilotfish.protocol.errors import Cancelled
 
+    course = Course(experiment)
     columns = (BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Bar(*columns, console=Console(stderr=True), speed_estimate_period=120) as bar:
         try:
-            run(measure(experiment, _shown(bar)))
+            run(course.run(_shown(bar)))
         except Cancelled:
             again = f"the same command with --out {experiment.out} goes on from here"
             raise Cancelled(f"stopped; {again}") from None

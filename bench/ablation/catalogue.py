@@ -12,7 +12,7 @@ from pilotfish.bench.ablation import records
 def runs(folder: Path) -> list[dict[str, Any]]:
     """Every run below a folder, the oldest first."""
     found = [described(path.parent) for path in folder.glob(f"*/{manifests.FILE}")]
-    return sorted(found, key=lambda one: str(one["begun"]))
+    return sorted(found, key=lambda one: (one["begun"], one["folder"]))
 
 
 def described(folder: Path) -> dict[str, Any]:

@@ -76,19 +76,17 @@ def run(experiment: Experiment, progress: Progress = lambda *_: None) -> Path:
 
 async def measure(experiment: Experiment, progress: Progress = lambda *_: None) -> Path:
     """The same in a running loop."""
-    course = Course(experiment, progress)
-    try:
-        await course.run()
-    finally:
-        course.log.close()
+    await Course(experiment).run(progress)
     return experiment.out
 
 
 class Course:
-    """One sitting of an experiment."""
+    """One sitting of an experiment. Raises UsageError for one that cannot be, before anything starts."""
 
-    def __init__(self, experiment: Experiment, progress: Progress) -> None:
-        self.experiment, self.progress = experiment, progress
+    progress: Progress
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
         self.common = experiment.common
         self.variants = variants(experiment.modes)
         self.questions = choose(experiment.prompts, experiment.per_family, experiment.lessons)
@@ -103,8 +101,15 @@ class Course:
         self.total = experiment.seeds * len(self.variants) * len(experiment.rtt_ms) * len(self.questions.asked)
         self.failed_in_a_row = 0
 
-    async def run(self) -> None:
-        """All replicates."""
+    async def run(self, progress: Progress) -> None:
+        """All replicates, once."""
+        self.progress = progress
+        try:
+            await self._replicates()
+        finally:
+            self.log.close()
+
+    async def _replicates(self) -> None:
         groups = grouped(self.variants, self.common)
         for seed in range(1, self.experiment.seeds + 1):
             for at_once in [groups] if self.experiment.together else [[group] for group in groups]:
