@@ -14,14 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pilotfish.bench.ablation.experiment import Experiment as Experiment
     from pilotfish.bench.ablation.measures import Prices as Prices
     from pilotfish.bench.ablation.report import load as load
     from pilotfish.bench.ablation.report import write as write_report
-    from pilotfish.bench.ablation.run import Experiment as Experiment
     from pilotfish.bench.ablation.run import run as run
 
 _PLACES = {
-    "Experiment": ("run", "Experiment"),
+    "Experiment": ("experiment", "Experiment"),
     "Prices": ("measures", "Prices"),
     "load": ("report", "load"),
     "run": ("run", "run"),

@@ -11,8 +11,9 @@ from pilotfish.cli.options import DRAFT, MACHINE, TARGET, AsJson, Help, takes
 from pilotfish.protocol.errors import UsageError
 
 if TYPE_CHECKING:
+    from pilotfish.bench.ablation.experiment import Experiment
     from pilotfish.bench.ablation.measures import Prices
-    from pilotfish.bench.ablation.run import Experiment, Progress
+    from pilotfish.bench.ablation.run import Progress
     from pilotfish.protocol.settings import Settings
 
 HOME = Path("ablations")  # where runs go that are not told where
@@ -55,8 +56,8 @@ def run(
     +, any setting is a part. Settings given as options hold for every mode; a mode's own come last. A run that was
     stopped goes on with the same command and --out. Exit code 1 if a request failed: the report names it.
     """
+    from pilotfish.bench.ablation.experiment import Experiment
     from pilotfish.bench.ablation.measures import Prices
-    from pilotfish.bench.ablation.run import Experiment
 
     sizes = QUICK if quick else {"seeds": seeds, "per_family": per_family, "lessons": lessons}
     experiment = Experiment(

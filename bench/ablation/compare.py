@@ -12,9 +12,9 @@ from typing import Any
 
 from pilotfish.bench.ablation import bootstrap
 from pilotfish.bench.ablation import manifest as manifests
+from pilotfish.bench.ablation.data import Data, Row
 from pilotfish.bench.ablation.measures import MEASURES
 from pilotfish.bench.ablation.records import read
-from pilotfish.bench.ablation.tables import Data, Row
 from pilotfish.protocol.errors import UsageError
 
 

@@ -1,43 +1,40 @@
-"""The plots: one figure per table, in colours that colour-blind people tell apart (Okabe & Ito 2008), markers too.
+"""The plots: one figure per table.
 
-The only module that loads matplotlib (`pip install 'pilotfish[report]'`). A variant has one colour and one marker in
-every plot, the baseline is black. Figures stand on a light card of their own, so they read the same on a dark page.
+With `canvas.py` the only module that loads matplotlib (`pip install 'pilotfish[report]'`), and only when it draws.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from pilotfish.bench.ablation.canvas import (
+    PANELS_MAX,
+    SHADES,
+    Look,
+    by_rtt,
+    legend,
+    line_with_band,
+    log_limits,
+    panels,
+    rtts,
+    style,
+    whiskers,
+)
+from pilotfish.bench.ablation.data import Row, Table
 from pilotfish.bench.ablation.presets import BASELINE
-from pilotfish.bench.ablation.tables import Row, Table
-from pilotfish.protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOURS: Final = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
-MARKERS: Final = "osD^vPX"
-FIXED: Final = (BASELINE, "no_confidence", "no_draft_verify", "no_kv_cache", "edge_only", "cloud_only")
-SHADES: Final = ("#4d4d4d", "#a6a6a6", "#d9d9d9")  # parts of a stacked bar, dark to light
-PANELS_MAX: Final = 4  # RTTs shown side by side; with more, the lowest, the highest and two between
-WIDTH: Final = 9.5  # inches
-STYLE: Final[dict[str, Any]] = {
-    "figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "font.size": 10, "axes.titlesize": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e5e5e5",
-    "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "pilotfish", "lines.linewidth": 1.6,
-    "lines.markersize": 6,
-}  # fmt: skip
 
 Tables = dict[str, Table]
 
 
 def figures(tables: Tables, variants: Sequence[str]) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of every table that has a plot. Raises UsageError without matplotlib."""
-    with _style():
+    with style():
         for name, draw in DRAWN.items():
             if name in tables:
                 yield name, draw(tables, Look(variants))
@@ -46,88 +43,10 @@ def figures(tables: Tables, variants: Sequence[str]) -> Iterator[tuple[str, Figu
 def as_bytes(figure: Figure, kind: str, dpi: int = 110) -> bytes:
     """The figure as "svg" or "png"; the same figure always gives the same bytes."""
     out = io.BytesIO()
-    with _style():
+    with style():
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, dpi=dpi, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
     return out.getvalue()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    try:
-        from matplotlib import rc_context
-    except ImportError:
-        raise UsageError("plots need matplotlib: pip install 'pilotfish[report]'") from None
-    with rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals since 3.11
-        yield
-
-
-class Look:
-    """Colour and marker of each variant: those of the presets are always the same."""
-
-    def __init__(self, variants: Sequence[str]) -> None:
-        others = [name for name in variants if name not in FIXED]
-        self.order = [*variants]
-        self._places = {name: place for place, name in enumerate((*FIXED, *others))}
-
-    def of(self, variant: str) -> dict[str, Any]:
-        """Arguments for a line; beyond seven variants, colours come again with another dash.
-
-        The baseline is the widest line and lies below, so that one that equals it is seen on top.
-        """
-        place = self._places[variant]
-        return {
-            "color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": ("-", "--", ":")[place // len(COLOURS) % 3], "label": variant,
-            **({"zorder": 2, "linewidth": 3.5, "markersize": 9} if variant == BASELINE else {"zorder": 3}),
-        }  # fmt: skip
-
-
-# --- parts of a figure ---------------------------------------------------------------------------------------
-
-
-def _panels(rows: int, columns: int, height: float = 3.0, **more: Any) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False, **more).flat)
-
-
-def _rtts(rows: Sequence[Row]) -> list[float]:
-    found = sorted({row["rtt_ms"] for row in rows})
-    if len(found) <= PANELS_MAX:
-        return found
-    return [found[round(i * (len(found) - 1) / (PANELS_MAX - 1))] for i in range(PANELS_MAX)]
-
-
-def _by_rtt(table: Table, height: float, **more: Any) -> tuple[Figure, list[tuple[Axes, float, list[Row]]]]:
-    """A panel for each RTT, with its rows."""
-    rtts = _rtts(table.rows)
-    figure, axes = _panels(1, len(rtts), height, sharey=True, **more)
-    shown = []
-    for axis, rtt in zip(axes, rtts, strict=True):
-        axis.set_title(f"RTT {rtt:g} ms")
-        shown.append((axis, rtt, [row for row in table.rows if row["rtt_ms"] == rtt]))
-    return figure, shown
-
-
-def _legend(figure: Figure, *axes: Axes) -> None:
-    """One for all panels, below them."""
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(4, len(found)))
-
-
-def _whiskers(row: Row, name: str) -> list[list[float]] | None:
-    """Distances of an interval from its estimate; a percentile interval need not hold it."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return None if low is None else [[max(0.0, row[name] - low)], [max(0.0, high - row[name])]]
-
-
-def _log_limits(rows: Sequence[Row], name: str) -> tuple[float, float]:
-    """Limits of a log scale that hold every interval, and are apart if there is one value only."""
-    values = [row[f"{name}{part}"] for row in rows for part in ("", "_low", "_high")]
-    known = [value for value in values if value]
-    return min(known) / 1.2, max(known) * 1.2
 
 
 # --- figures -------------------------------------------------------------------------------------------------
@@ -136,10 +55,10 @@ def _log_limits(rows: Sequence[Row], name: str) -> tuple[float, float]:
 def latency(tables: Tables, look: Look) -> Figure:
     """Distributions of the time to the first token and per further token."""
     rows = tables["latency"].rows
-    rtts = _rtts(rows)
-    figure, axes = _panels(len(rtts), 2, 2.6, sharey=True, sharex="col")
+    shown = rtts(rows)
+    figure, axes = panels(len(shown), 2, 2.6, sharey=True, sharex="col")
     words = {"first_token_ms": "time to first token [ms]", "ms_per_token": "time per further token [ms]"}
-    for line, rtt in enumerate(rtts):
+    for line, rtt in enumerate(shown):
         for axis, (name, title) in zip(axes[2 * line : 2 * line + 2], words.items(), strict=True):
             for variant in look.order:
                 values = [r[name] for r in rows if (r["variant"], r["rtt_ms"]) == (variant, rtt) and r[name]]
@@ -147,26 +66,26 @@ def latency(tables: Tables, look: Look) -> Figure:
                     axis.ecdf(values, **{k: v for k, v in look.of(variant).items() if k != "marker"})
             axis.set(xscale="log", title=f"RTT {rtt:g} ms", ylim=(0, 1.02))
             axis.xaxis.set_major_formatter("{x:g}")
-            if line == len(rtts) - 1:
+            if line == len(shown) - 1:
                 axis.set_xlabel(title)
         axes[2 * line].set_ylabel("share of requests")
-    _legend(figure, *axes)
+    legend(figure, *axes)
     return figure
 
 
 def throughput(tables: Tables, look: Look) -> Figure:
     """Tokens per second of each variant."""
-    figure, panels = _by_rtt(tables["throughput"], 0.5 + 0.4 * len(look.order))
+    figure, parted = by_rtt(tables["throughput"], 0.5 + 0.4 * len(look.order))
     places = {variant: -place for place, variant in enumerate(look.order)}
-    for axis, _, rows in panels:
+    for axis, _, rows in parted:
         for row in rows:
             line = look.of(row["variant"]) | {"linestyle": "none"}
             axis.errorbar(row["tokens_per_second"], places[row["variant"]], capsize=3,
-                          xerr=_whiskers(row, "tokens_per_second"), **line)  # fmt: skip
+                          xerr=whiskers(row, "tokens_per_second"), **line)  # fmt: skip
             if row["variant"] == BASELINE:
                 axis.axvline(row["tokens_per_second"], color="#000000", linewidth=0.8, linestyle=":", zorder=1)
         axis.set(xlabel="tokens per second", xscale="log", yticks=list(places.values()), yticklabels=list(places))
-        axis.set_xlim(_log_limits(tables["throughput"].rows, "tokens_per_second"))
+        axis.set_xlim(log_limits(tables["throughput"].rows, "tokens_per_second"))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.margins(y=0.12)
     return figure
@@ -174,23 +93,23 @@ def throughput(tables: Tables, look: Look) -> Figure:
 
 def pareto(tables: Tables, look: Look) -> Figure:
     """Accuracy against what it costs the cloud; the frontier is joined."""
-    figure, panels = _by_rtt(tables["pareto"], 3.4, sharex=True)
-    for axis, _, rows in panels:
+    figure, parted = by_rtt(tables["pareto"], 3.4, sharex=True)
+    for axis, _, rows in parted:
         edge = sorted((row for row in rows if row["on_frontier"]), key=lambda row: row["cloud_rows_per_token"])
         axis.plot(
             [row["cloud_rows_per_token"] for row in edge], [100 * row["accuracy"] for row in edge], color="#b0b0b0",
             linewidth=5, alpha=0.5, solid_capstyle="round", label="frontier", zorder=1,
         )  # fmt: skip
         for row in rows:
-            sides = _whiskers(row, "accuracy")
+            sides = whiskers(row, "accuracy")
             axis.errorbar(
-                row["cloud_rows_per_token"], 100 * row["accuracy"], xerr=_whiskers(row, "cloud_rows_per_token"),
+                row["cloud_rows_per_token"], 100 * row["accuracy"], xerr=whiskers(row, "cloud_rows_per_token"),
                 yerr=sides and [[100 * side[0]] for side in sides], capsize=2, elinewidth=0.9,
                 **look.of(row["variant"]) | {"linestyle": "none"},
             )  # fmt: skip
         axis.set(xlabel="cloud rows per token")
-    panels[0][0].set_ylabel("accuracy [% of answers]")
-    _legend(figure, *(axis for axis, *_ in panels))
+    parted[0][0].set_ylabel("accuracy [% of answers]")
+    legend(figure, *(axis for axis, *_ in parted))
     return figure
 
 
@@ -198,7 +117,7 @@ def confidence(tables: Tables, look: Look) -> Figure:
     """How sure the draft was, and how often it was right when it was that sure."""
     rows = tables["confidence"].rows
     shown = [variant for variant in look.order if any(row["variant"] == variant for row in rows)][:PANELS_MAX]
-    figure, axes = _panels((len(shown) + 2) // 2, 2, 2.9)
+    figure, axes = panels((len(shown) + 2) // 2, 2, 2.9)
     *histograms, reliability = axes[: len(shown) + 1]
     for unused in axes[len(shown) + 1 :]:
         unused.remove()
@@ -226,29 +145,18 @@ def _histogram(axis: Axes, variant: str, rows: Sequence[Row]) -> None:
     axis.legend(loc="upper left", fontsize=9)
 
 
-def _line(
-    axis: Axes, line: dict[str, Any], x: Sequence[float], rows: Sequence[Row], name: str, low: str, high: str
-) -> None:
-    """A line and the band of its intervals."""
-    axis.plot(x, [row[name] for row in rows], **line)
-    known = [(at, row[low], row[high]) for at, row in zip(x, rows, strict=True) if row[low] is not None]
-    if known:
-        places, lows, highs = zip(*known, strict=True)
-        axis.fill_between(places, lows, highs, color=line["color"], alpha=0.12, linewidth=0)
-
-
 def positions(tables: Tables, look: Look) -> Figure:
     """Acceptance by place in the draft."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, (axis,) = _panels(1, 1, 3.4)
+    figure, (axis,) = panels(1, 1, 3.4)
     for variant in look.order:
         if rows := [row for row in tables["positions"].rows if row["variant"] == variant]:
-            _line(axis, look.of(variant), [row["position"] for row in rows], rows, "acceptance", "low", "high")
+            line_with_band(axis, look.of(variant), [row["position"] for row in rows], rows, "acceptance", "low", "high")
     axis.set(xlabel="position in the draft [token]", ylabel="accepted [% of judged drafts]")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure
 
 
@@ -256,43 +164,45 @@ def corrections(tables: Tables, look: Look) -> Figure:
     """Where in the answer the target overrules the draft."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axis,) = _panels(1, 1, 3.4)
+    figure, (axis,) = panels(1, 1, 3.4)
     for variant in look.order:
         if rows := [row for row in tables["corrections"].rows if row["variant"] == variant]:
             middle = [(row["from_token"] + row["to_token"]) / 2 for row in rows]
-            _line(axis, look.of(variant), middle, rows, "share", "low", "high")
+            line_with_band(axis, look.of(variant), middle, rows, "share", "low", "high")
     axis.set(xlabel="position in the answer [token]", ylabel="corrected [% of tokens there]")
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure
 
 
 def rtt(tables: Tables, look: Look) -> Figure:
     """Speed against RTT, and where the baseline stops being faster."""
-    figure, (axis,) = _panels(1, 1, 3.6)
-    speed = "tokens_per_second"
+    figure, (axis,) = panels(1, 1, 3.6)
+    speed = ("tokens_per_second", "tokens_per_second_low", "tokens_per_second_high")
     for variant in look.order:
         rows = [row for row in tables["rtt"].rows if row["variant"] == variant]
         if rows:
-            _line(axis, look.of(variant), [r["rtt_ms"] for r in rows], rows, speed, f"{speed}_low", f"{speed}_high")
+            line_with_band(
+                axis, look.of(variant), [r["rtt_ms"] for r in rows], rows, speed, f"{speed}_low", f"{speed}_high"
+            )
     crossings = tables["break_even"].rows if "break_even" in tables else []
     for row in (row for row in crossings if row["rtt_ms"] is not None):
         colour = look.of(row["reference"])["color"]
         axis.axvline(row["rtt_ms"], color=colour, linestyle=":", linewidth=1.4,
                      label=f"as fast as {row['reference']}: {row['rtt_ms']:.1f} ms")  # fmt: skip
     axis.set(xlabel="round-trip time edge to Redis [ms]", ylabel="tokens per second", yscale="log",
-             ylim=_log_limits(tables["rtt"].rows, speed))  # fmt: skip
+             ylim=log_limits(tables["rtt"].rows, speed[0]))  # fmt: skip
     axis.yaxis.set_major_formatter("{x:g}")
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure
 
 
 def _stacked(table: Table, look: Look, parts: dict[str, str], title: str) -> Figure:
     """Horizontal bars of parts, a panel per RTT."""
-    figure, panels = _by_rtt(table, 0.8 + 0.4 * len(look.order), sharex=True)
+    figure, parted = by_rtt(table, 0.8 + 0.4 * len(look.order), sharex=True)
     places = {variant: -place for place, variant in enumerate(look.order)}
-    for axis, _, rows in panels:
+    for axis, _, rows in parted:
         left = [0.0] * len(rows)
         for (name, words), shade in zip(parts.items(), SHADES, strict=False):
             widths = [row[name] for row in rows]
@@ -301,7 +211,7 @@ def _stacked(table: Table, look: Look, parts: dict[str, str], title: str) -> Fig
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axis.set(xlabel=title, yticks=list(places.values()), yticklabels=list(places))
         axis.grid(visible=False, axis="y")
-    _legend(figure, *(axis for axis, *_ in panels))
+    legend(figure, *(axis for axis, *_ in parted))
     return figure
 
 

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from pilotfish.bench.ablation import manifest as manifests
 from pilotfish.bench.ablation import plots, records
+from pilotfish.bench.ablation.data import Data, Row, Table
 from pilotfish.bench.ablation.document import Block, as_html, as_markdown
 from pilotfish.bench.ablation.measures import Prices
 from pilotfish.bench.ablation.presets import BASELINE
-from pilotfish.bench.ablation.tables import Data, Row, Table, all_tables
+from pilotfish.bench.ablation.tables import all_tables
 from pilotfish.bench.ablation.words import CAPTIONS, LIMITS, METHOD
 
 TABLES, PLOTS, MARKDOWN, HTML = "tables", "plots", "report.md", "report.html"

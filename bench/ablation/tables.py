@@ -6,85 +6,17 @@ A table's rows are plain values; a name with a unit in it is in that unit. `low`
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pilotfish.bench.ablation import bootstrap
 from pilotfish.bench.ablation.bootstrap import Interval, Sums
-from pilotfish.bench.ablation.measures import MEASURES, Measure, Prices, Record, cost_measure, judged, with_same_text
+from pilotfish.bench.ablation.data import Data, Row, Table
+from pilotfish.bench.ablation.draft_tables import confidence, corrections, positions
+from pilotfish.bench.ablation.measures import MEASURES, Measure
 from pilotfish.bench.ablation.presets import BASELINE
 
-BINS: Final = 10  # of confidence, equally wide
-PLACES: Final = 16  # positions in a draft that are told apart
-STRETCH: Final = 8  # tokens of an answer that are counted together
 REFERENCES = ("cloud_only", "edge_only")
-
-Row = dict[str, Any]
-Cells = dict[tuple[str, float], list[Record]]  # (variant, RTT) -> its requests, in the order of the manifest
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """A run: its manifest, its requests."""
-
-    manifest: dict[str, Any]
-    records: list[Record]
-    prices: Prices = field(default_factory=Prices)
-    cells: Cells = field(init=False)
-
-    def __post_init__(self) -> None:
-        cells: Cells = {(variant, rtt): [] for variant in self.variants for rtt in self.rtts}
-        for record in with_same_text(self.records):
-            cells[record["variant"], record["rtt_ms"]].append(record)
-        object.__setattr__(self, "cells", cells)
-
-    @property
-    def variants(self) -> list[str]:
-        """Names, the baseline first."""
-        return list(self.manifest["experiment"]["variants"])
-
-    @property
-    def rtts(self) -> list[float]:
-        """In ms, rising."""
-        return sorted(self.manifest["experiment"]["rtt_ms"])
-
-    @property
-    def measures(self) -> dict[str, Measure]:
-        """Those of every run, and the cost if there are prices."""
-        return {**MEASURES, **({"cost_per_1k_tokens": cost_measure(self.prices)} if self.prices else {})}
-
-    def of(self, variant: str) -> list[Record]:
-        """A variant's requests that did not fail, at every RTT."""
-        return [r for rtt in self.rtts for r in self.cells[variant, rtt] if not r["failure"]]
-
-    def interval(self, variant: str, rtt: float, measure: str) -> Interval | None:
-        """One figure of one cell."""
-        return bootstrap.sums(self.cells[variant, rtt], self.measures[measure]).interval()
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of one shape; `name` is that of the CSV file and of the plot."""
-
-    name: str
-    rows: list[Row]
-
-    def write(self, folder: Path) -> Path:
-        """As CSV."""
-        path = folder / f"{self.name}.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]) if self.rows else ["empty"])
-            writer.writeheader()
-            writer.writerows({name: _plain(value) for name, value in row.items()} for row in self.rows)
-        return path
-
-
-def _plain(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
 
 def all_tables(data: Data) -> dict[str, Table]:
@@ -155,69 +87,6 @@ def pareto(data: Data) -> Iterator[Row]:
 def _dominates(one: Row, other: Row) -> bool:
     gains = (one["accuracy"] - other["accuracy"], other["cloud_rows_per_token"] - one["cloud_rows_per_token"])
     return bool(min(gains) >= 0 and max(gains) > 0)
-
-
-# --- drafts --------------------------------------------------------------------------------------------------
-
-
-def confidence(data: Data) -> Iterator[Row]:
-    """Judged drafts by their confidence: how many the target drew too. ECE: Guo et al. 2017, bins of equal width."""
-    for variant in data.variants:
-        drafts = [(c, ok) for r in data.of(variant) for _, c, ok in judged(r) if c is not None]
-        bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-        for score, ok in drafts:
-            bins[min(BINS - 1, int(score * BINS))].append((score, ok))
-        off = sum(abs(sum(score - ok for score, ok in inside)) for inside in bins.values())
-        for place, inside in sorted(bins.items()):
-            accepted = sum(ok for _, ok in inside)
-            yield {
-                "variant": variant, "from": place / BINS, "to": (place + 1) / BINS, "accepted": accepted,
-                "rejected": len(inside) - accepted, "mean_confidence": sum(c for c, _ in inside) / len(inside),
-                "accepted_share": accepted / len(inside), "ece": off / len(drafts),
-            }  # fmt: skip
-
-
-def positions(data: Data) -> Iterator[Row]:
-    """Acceptance by place in the draft, of those the target judged: whatever precedes them was accepted."""
-    for variant in data.variants:
-        for place in range(PLACES):
-            measure = _at_place(place)
-            found = bootstrap.sums(data.of(variant), measure)
-            if one := found.interval():
-                yield {"variant": variant, "position": place + 1, "judged": int(found.under.sum()),
-                       "acceptance": one.value, "low": one.low, "high": one.high}  # fmt: skip
-
-
-def _at_place(place: int) -> Measure:
-    def accepted(record: Record) -> float:
-        return sum(ok for at, _, ok in judged(record) if at == place)
-
-    def reached(record: Record) -> float:
-        return sum(at == place for at, *_ in judged(record))
-
-    return Measure("acceptance", "acceptance", "of drafts", "", accepted, reached, share=True)
-
-
-def corrections(data: Data) -> Iterator[Row]:
-    """Where in the answer the target overruled the draft, over the tokens that stand there."""
-    for variant in data.variants:
-        records = data.of(variant)
-        if not any("corrected" in record["origins"] for record in records):
-            continue
-        for start in range(0, max(len(record["origins"]) for record in records), STRETCH):
-            found = bootstrap.sums(records, _stretch(start))
-            if one := found.interval():
-                yield {"variant": variant, "from_token": start + 1, "to_token": start + STRETCH,
-                       "tokens": int(found.under.sum()), "corrected": int(found.over.sum()), "share": one.value,
-                       "low": one.low, "high": one.high}  # fmt: skip
-
-
-def _stretch(start: int) -> Measure:
-    def there(record: Record) -> list[str]:
-        origins: list[str] = record["origins"][start : start + STRETCH]
-        return origins
-
-    return Measure("", "", "", "", lambda r: there(r).count("corrected"), lambda r: len(there(r)), share=True)
 
 
 # --- speed against RTT ---------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ablations import ROUND, manifest, record
+from pilotfish.bench.ablation.canvas import COLOURS, FIXED, Look
+from pilotfish.bench.ablation.data import Data
 from pilotfish.bench.ablation.measures import Prices
-from pilotfish.bench.ablation.plots import COLOURS, DRAWN, FIXED, Look, as_bytes, figures
+from pilotfish.bench.ablation.plots import DRAWN, as_bytes, figures
 from pilotfish.bench.ablation.presets import PRESETS
-from pilotfish.bench.ablation.tables import Data, all_tables
+from pilotfish.bench.ablation.tables import all_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +69,7 @@ def test_nothing_is_clipped(drawn: dict[str, Figure]) -> None:
         box = figure.bbox
         for axis in figure.axes:
             inside = axis.get_tightbbox()
+            assert inside
             assert box.x0 - 1 <= inside.x0 <= inside.x1 <= box.x1 + 1, name
             assert box.y0 - 1 <= inside.y0 <= inside.y1 <= box.y1 + 1, name
         for legend in figure.legends:

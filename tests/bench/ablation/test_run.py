@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pilotfish.bench.ablation import manifest as manifests
+from pilotfish.bench.ablation.experiment import Experiment
 from pilotfish.bench.ablation.presets import variants
 from pilotfish.bench.ablation.records import Key, key_of, read
-from pilotfish.bench.ablation.run import Experiment, draw_seed, grouped, measure, turned
+from pilotfish.bench.ablation.run import draw_seed, grouped, measure, turned
 from pilotfish.protocol.errors import PilotfishError, UsageError
 
 FAKE = {"engine": "fake", "max_tokens": 12, "cores": "0"}

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ablations import ROUND, failed, manifest, record
+from pilotfish.bench.ablation.data import Data, Row
 from pilotfish.bench.ablation.measures import MEASURES, Prices, judged
-from pilotfish.bench.ablation.tables import TABLES, Data, Row, all_tables
+from pilotfish.bench.ablation.tables import TABLES, all_tables
 
 PROMPTS = range(6)
 
