@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 from pilotfish.cloud_worker.engines.base import Verifier, VerifyRequest
@@ -20,6 +21,7 @@ from pilotfish.protocol.messages import Sampling
 AHEAD = 64  # ids recorded behind a wrong one
 CONTEXT = 512
 TASK_TOKENS, CODE_TOKENS = 48, 96  # longest answers
+SHUFFLE = 4
 
 
 class Astray(NamedTuple):
@@ -75,7 +77,10 @@ class Question(NamedTuple):
 
 
 def record_all(target: Path, draft: Path, questions_file: Path, stride: int) -> tuple[list[Record], frozenset[int]]:
-    """Every `stride`-th evaluation prompt at T = 0, and the ids that end a text. Loads both models (llama.cpp)."""
+    """Every `stride`-th evaluation prompt at T = 0, and the ids that end a text. Loads both models (llama.cpp).
+
+    Shuffled, always alike: the file has family after family, and what changes with time shall not be the subject.
+    """
     from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
     from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
     from pilotfish.edge_agent.tokenizer import LlamaTokenizer
@@ -88,6 +93,7 @@ def record_all(target: Path, draft: Path, questions_file: Path, stride: int) -> 
             chat = row["answer"] is not None
             ids = tuple(tokenizer.encode(row["prompt"], chat=chat))
             asked.append(Question(ids, TASK_TOKENS if chat else CODE_TOKENS))
+        Random(SHUFFLE).shuffle(asked)
         engine = LlamaCppVerifier(target, context=CONTEXT, draft_max=1, max_sessions=8, threads=1)
         texts = target_texts(engine, asked, stop_ids)
         engine.close()

@@ -18,7 +18,7 @@ from pilotfish.protocol.messages import Mode, Sampling, Summary
 
 CONCURRENT = 8
 SEED = 20_000
-DRAFTS = (4, 5, 6, 7, 8)  # K of a prompt, in turn: the text must not depend on it
+DRAFTS = (4, 5, 6, 7, 8)  # K of a prompt, in turn, and 1 to 3 rounds at a time: the text must not depend on it
 DEADLINE_MS = 600_000
 COUNTED = ("tokens", "rounds", "drafted", "accepted", "cloud_rows", "cloud_steps", "cloud_ms", "draft_ms", "resends")
 
@@ -102,7 +102,7 @@ async def generate(agent: Agent, item: Item, mode: Mode, sampling: Sampling, tal
     """The ids of one generation."""
     task = Task(
         prompt=item.prompt, mode=mode, sampling=sampling, max_tokens=item.max_tokens, stop_ids=agent.stop_ids,
-        drafting="always", draft_tokens=DRAFTS[item.number % len(DRAFTS)],
+        drafting="fixed", draft_tokens=DRAFTS[item.number % len(DRAFTS)], window=1 + item.number % 3,
         deadline_ms=DEADLINE_MS, round_timeout_ms=60_000,
     )  # fmt: skip
     generation = agent.open(task)

@@ -17,9 +17,11 @@ NAMES: Final[dict[str, str]] = {
     "index": "pilotfish.bench.index:run",
     "routing": "pilotfish.bench.routing:run",
     "control": "pilotfish.bench.control:run",
+    "gate": "pilotfish.bench.gate:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
+    "gate": "what the gate keeps on the device, at what loss, and whether its budget holds",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
     "verify": "a warm round's rows and cost at 64, 1,000 and 3,000 tokens of context",
     "capacity": "committed tokens per second with 1 to 64 edges against plain decoding and vLLM's own speculation",

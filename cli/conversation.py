@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 from pilotfish.cli.redis_url import described, redis_url
@@ -62,7 +63,7 @@ class Conversation:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _open(self) -> Agent:
-        if self.settings.mode == "edge_only":
+        if self.settings.mode == "edge_only" or self.settings.privacy == "local_only":
             agent = await open_agent(self.settings, None)
         else:
             agent = await patient_agent(self.settings, redis_url(self.settings))
@@ -91,7 +92,7 @@ class Conversation:
     async def _ask(self, text: str, show: Callable[[Pieces], None]) -> Summary:
         turns = [*self.turns, {"role": "user", "content": text}]
         ids = await self.agent.encode(turns, chat=True, max_tokens=self.settings.max_tokens)
-        generation = self.agent.open(self.agent.task(self._prompt(text), ids))
+        generation = self.agent.open(replace(self.agent.task(self._prompt(text), ids), privacy=self.settings.privacy))
         self._running, said = generation, ""
         decoder = Decoder(self.agent.tokenizer.piece, self.agent.stop_ids)
         try:
@@ -111,7 +112,8 @@ class Conversation:
         s = self.settings
         return Prompt(
             request="0" * 32, text=text, mode=s.mode, on_cloud_loss=s.on_cloud_loss, max_tokens=s.max_tokens,
-            sampling=sampling(s), draft_tokens=s.draft_tokens, deadline_ms=s.deadline_ms,
+            max_disagreement=s.max_disagreement, sampling=sampling(s), draft_tokens=s.draft_tokens,
+            deadline_ms=s.deadline_ms,
         )  # fmt: skip
 
 

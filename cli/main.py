@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pilotfish.cli import ablate, bench, cache, cache_index, chat, config, demo, models, queue, run, submit
+from pilotfish.cli import ablate, bench, cache, cache_index, calibrate, chat, config, demo, models, queue, run, submit
 from pilotfish.cli.options import Help
 from pilotfish.protocol.errors import PilotfishError
 
@@ -38,6 +38,7 @@ app.add_typer(queue.app, name="queue")
 app.add_typer(cache.app, name="cache")
 cache_index.join(cache.app)
 app.add_typer(models.app, name="models")
+app.command()(calibrate.calibrate)
 app.command()(bench.bench)
 app.add_typer(ablate.app, name="ablate")
 app.command()(config.doctor)

@@ -19,7 +19,13 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "tenant": (str, "whose jobs these are; a tenant is a Redis ACL user"),
     "agent": (str, "name of this device; unset: made from the host name"),
     "target": (str, "name of the target to ask; unset: the only one there is"),
-    "mode": (str, "who commits: exact (the cloud verifies all), cloud_only, edge_only", "exact|cloud_only|edge_only"),
+    "mode": (
+        str,
+        "who commits: exact (the cloud verifies all), gated, cloud_only, edge_only",
+        "exact|gated|cloud_only|edge_only",
+    ),
+    "max_disagreement": (float, "gated: share of tokens that may differ from the target's"),
+    "privacy": (str, "local_only: nothing of a request leaves this device", "shared|local_only"),
     "on_cloud_loss": (str, "wait or go on locally; unset: the mode decides", "wait|local"),
     "max_tokens": (int, "longest answer, in tokens"),
     "temperature": (float, "0 takes the likeliest token"),
@@ -37,6 +43,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
     "edge_cache_mb": (float, "memory of the draft's saved KV states; 0: keep none"),
     "edge_cache_disk_mb": (float, "disk for them, kept across restarts; 0: none"),
+    "strategy": (str, "how the draft's confidence is read; ensemble: all together"),
+    "strategies_off": (str, "strategies that are not used, as in entropy,margin"),
+    "audit_share": (float, "gated: share of requests the target scores afterwards"),
     "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
     "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
@@ -59,23 +68,19 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 
 BROKER = ("redis_url", "tenant")
-REQUEST = ("mode", "on_cloud_loss", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms")
+REQUEST = (
+    "mode", "max_disagreement", "privacy", "on_cloud_loss", "max_tokens",
+    "temperature", "top_k", "top_p", "min_p", "seed", "deadline_ms",
+)  # fmt: skip
 EDGE_CACHE = ("edge_cache_mb", "edge_cache_disk_mb")
 DRAFT = (
-    "drafting", "draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads", *EDGE_CACHE,
+    "drafting", "draft_tokens", "window", "round_timeout_ms", "resends", "draft_model", "draft_threads",
+    "strategy", "strategies_off", "audit_share", *EDGE_CACHE,
 )  # fmt: skip
 TARGET = (
-    "engine",
-    "target_model",
-    "dtype",
-    "draft_max",
-    "max_sessions",
-    "kv_cache_gb",
-    "compiled",
-    "engine_threads",
-    "routing",
-    "cache_key",
-)
+    "engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads",
+    "routing", "cache_key",
+)  # fmt: skip
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 
 #: a command's own flag for data in JSON

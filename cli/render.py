@@ -62,6 +62,10 @@ def summary_line(summary: Summary) -> str:
         parts.append(f"acceptance {rate:.2f}")
     if summary.rounds:
         parts += [counted(summary.rounds, "round"), _cloud(summary)]
+    if summary.unverified:
+        parts.append(f"{summary.unverified} unverified, {summary.never_sent} never sent")
+    if summary.audited:
+        parts.append(f"audited {summary.audited}, {summary.audit_disagreed} differ")
     if summary.resends:
         parts.append(counted(summary.resends, "resend"))
     if summary.ceded:

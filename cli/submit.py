@@ -116,6 +116,12 @@ def new_prompt(settings: Settings, text: str, *, raw: bool) -> Prompt:
     from pilotfish.edge_agent.launch import sampling
     from pilotfish.protocol.messages import Prompt
 
+    if settings.privacy == "local_only":
+        raise UsageError(
+            "a submitted prompt travels through Redis, so it cannot be local_only: use `pilotfish chat` with "
+            "--privacy local_only"
+        )
+    origins = settings.origins()  # what was not chosen here is the agent's to choose
     try:
         return Prompt(
             request=secrets.token_hex(16),
@@ -126,6 +132,7 @@ def new_prompt(settings: Settings, text: str, *, raw: bool) -> Prompt:
             max_tokens=settings.max_tokens,
             sampling=sampling(settings),
             draft_tokens=settings.draft_tokens,
+            max_disagreement=None if origins["max_disagreement"] == "default" else settings.max_disagreement,
             deadline_ms=settings.deadline_ms,
         )
     except ValidationError as error:

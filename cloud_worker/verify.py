@@ -20,7 +20,7 @@ from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
 from pilotfish.protocol.history import History
-from pilotfish.protocol.messages import Message, Refusal, RefusalCode, Verdict, VerifyJob
+from pilotfish.protocol.messages import Message, Refusal, RefusalCode, ScoreJob, Scores, Verdict, VerifyJob
 
 COALESCE_SECONDS = 0.025
 MAX_SESSIONS = 4096
@@ -37,6 +37,7 @@ class Start(Protocol):
         ...
 
 
+Job = VerifyJob | ScoreJob
 Answer = Callable[[Message, bool], Awaitable[None]]  # (message, last)
 
 
@@ -75,7 +76,7 @@ class Ticket:
     """A job as the broker handed it over."""
 
     tenant: str
-    job: VerifyJob
+    job: Job
     age_ms: int
     request_id: str
     start: Start | None = None  # of a session that begins here
@@ -98,10 +99,10 @@ class Verification:
         self.engine, self.worker, self.credit, self.salt = engine, worker, credit, salt
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
         self.price = RowPrice()
-        self.counts = {"verified": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
+        self.counts = {"verified": 0, "scored": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
 
     async def handle(self, ticket: Ticket, answer: Answer) -> None:
-        """Answer one job: one verdict, or several for a continuation, or one refusal. Never raises for a bad job."""
+        """Answer one job: verdicts (several for a continuation), scores, or one refusal. Never raises for a bad job."""
         try:
             self._check(ticket)
             known = self._session(ticket)
@@ -145,7 +146,7 @@ class Verification:
             raise Refused("expired", f"the job is {ticket.age_ms} ms old, its deadline was {job.deadline_ms} ms")
         if len(job.draft) > info.draft_max:
             raise Refused("bad_request", f"a draft of {len(job.draft)} exceeds the engine's {info.draft_max}")
-        if job.base + len(job.draft) + 1 + job.continue_tokens > info.context:
+        if job.base + len(job.draft) + 1 + _continues(job) > info.context:
             raise Refused("too_long", f"{job.base} tokens and what was asked exceed the context of {info.context}")
         if job.offset + len(job.ids) != job.base:
             raise Refused("bad_request", f"ids [{job.offset}, {job.offset + len(job.ids)}) do not end at {job.base}")
@@ -163,10 +164,8 @@ class Verification:
 
     async def _in_turn(self, ticket: Ticket, known: Known, answer: Answer) -> None:
         job = ticket.job
-        if job.epoch <= known.rejected_epoch:
-            raise Refused("stale", "a draft of this epoch was already rejected")
-        if job.epoch < known.newest_epoch:
-            raise Refused("stale", SUPERSEDED)
+        if isinstance(job, VerifyJob):
+            self._check_epoch(job, known)
         if job.offset > len(known.ids):
             raise Refused("need_prefix", "this worker does not know the session")
         prefix = known.ids[: job.offset] + array("I", job.ids)
@@ -176,7 +175,17 @@ class Verification:
                 *(("need_prefix", "other history") if job.offset else ("bad_request", "digest and ids differ"))
             )
         known.ids = prefix
-        await self._run(ticket, known, history, answer)
+        if isinstance(job, ScoreJob):
+            await self._score(ticket, job, known, answer)
+        else:
+            await self._run(ticket, known, history, answer)
+
+    def _check_epoch(self, job: VerifyJob, known: Known) -> None:
+        """What is drafted behind a rejected draft is never looked at; an audit is of committed text, whatever came."""
+        if job.epoch <= known.rejected_epoch:
+            raise Refused("stale", "a draft of this epoch was already rejected")
+        if job.epoch < known.newest_epoch:
+            raise Refused("stale", SUPERSEDED)
 
     # --- the engine ------------------------------------------------------------------------------------------
 
@@ -210,6 +219,29 @@ class Verification:
         finally:
             known.running = ""
 
+    async def _score(self, ticket: Ticket, job: ScoreJob, known: Known, answer: Answer) -> None:
+        """Ask the engine for every draw along the audited tokens; they are then among the ids this worker knows."""
+        request, started = _request(ticket, known, self.salt(ticket.tenant)), asyncio.get_running_loop().time()
+        known.running = request.request_id
+        try:
+            async with aclosing(self.engine.stream(request)) as events:
+                async for event in events:
+                    seconds = asyncio.get_running_loop().time() - started
+                    await answer(self._scores(job, event, seconds), True)
+                    self._count(ticket, event, 0, seconds)
+                    known.ids.extend(job.draft)
+                    return
+            raise Refused("cancelled", CANCELLED)
+        finally:
+            known.running = ""
+
+    def _scores(self, job: ScoreJob, event: VerifyEvent, engine_seconds: float) -> Scores:
+        return Scores(
+            boot=job.boot, session=job.session, round=job.round, base=job.base, digest=job.digest,
+            draws=tuple(event.draws), worker=self.worker, credit=self.credit(),
+            engine_ms=round(engine_seconds * 1000, 3), rows=event.rows, steps=event.steps,
+        )  # fmt: skip
+
     def _verdict(
         self, ticket: Ticket, history: History, event: VerifyEvent, seq: int, engine_seconds: float
     ) -> Verdict:
@@ -238,14 +270,17 @@ class Verification:
 
     def _count(self, ticket: Ticket, event: VerifyEvent, seq: int, engine_seconds: float) -> None:
         """Into the beat's counts (for people) and the metrics (for Prometheus)."""
+        scored = isinstance(ticket.job, ScoreJob)
+        tokens = 0 if scored else len(event.draws)
         for name, amount in {
-            "verified": int(seq == 0),
-            "tokens": len(event.draws),
+            "verified": int(seq == 0 and not scored),
+            "scored": int(scored),
+            "tokens": tokens,
             "rows": event.rows,
             "steps": event.steps,
         }.items():
             self.counts[name] += amount
-        metrics.COMMITTED.inc(len(event.draws))
+        metrics.COMMITTED.inc(tokens)
         metrics.ROWS.inc(event.rows)
         metrics.STEPS.inc(event.steps)
         if seq == 0:
@@ -254,7 +289,7 @@ class Verification:
             metrics.JOBS.labels("verdict").inc()
             metrics.VERIFY_SECONDS.observe(engine_seconds)
 
-    def _refusal(self, job: VerifyJob, code: RefusalCode, sentence: str) -> Refusal:
+    def _refusal(self, job: Job, code: RefusalCode, sentence: str) -> Refusal:
         self.counts["refused"] += 1
         metrics.JOBS.labels(code).inc()
         return Refusal(
@@ -277,10 +312,15 @@ def _request(ticket: Ticket, known: Known, salt: str) -> VerifyRequest:
         prefix=known.ids.tolist(),
         draft=list(job.draft),
         sampling=job.sampling,
-        continue_tokens=job.continue_tokens,
-        stop_ids=job.stop_ids,
+        continue_tokens=_continues(job),
+        stop_ids=job.stop_ids if isinstance(job, VerifyJob) else (),
         cache_salt=salt,
+        score=isinstance(job, ScoreJob),
     )
+
+
+def _continues(job: Job) -> int:
+    return job.continue_tokens if isinstance(job, VerifyJob) else 0
 
 
 def _engine_session(tenant: str, agent: str, session: str) -> str:

@@ -42,7 +42,7 @@ from pilotfish.protocol.broker import (
 from pilotfish.protocol.codec import decode
 from pilotfish.protocol.errors import BrokerError, InvalidMessage, SettingsError
 from pilotfish.protocol.ingress import Delivery, Ingress
-from pilotfish.protocol.messages import Cancel, Close, Message, Refusal, RefusalCode, ToWorker, VerifyJob
+from pilotfish.protocol.messages import Cancel, Close, Message, Refusal, RefusalCode, ScoreJob, ToWorker, VerifyJob
 
 log = logging.getLogger("pilotfish.worker")
 
@@ -208,7 +208,7 @@ class StreamWorker(Worker):
 
     async def _answer(self, delivery: Delivery) -> None:
         try:
-            message: VerifyJob | Cancel | Close = decode(delivery.payload, ToWorker)
+            message: ToWorker = decode(delivery.payload, ToWorker)
         except InvalidMessage as error:
             await self._refuse(delivery, None, "invalid_message", str(error), dead=True)
             return
@@ -219,7 +219,7 @@ class StreamWorker(Worker):
             return
         await self._call(delivery, message)
 
-    async def _call(self, delivery: Delivery, message: VerifyJob | Cancel | Close) -> None:
+    async def _call(self, delivery: Delivery, message: ToWorker) -> None:
         function = self.functions[message.type]
         seconds = function.timeout_s or self.job_timeout_s
         try:
@@ -237,7 +237,7 @@ class StreamWorker(Worker):
     async def _refuse(
         self,
         delivery: Delivery,
-        message: VerifyJob | Cancel | Close | None,
+        message: ToWorker | None,
         code: RefusalCode,
         sentence: str,
         *,
@@ -245,7 +245,7 @@ class StreamWorker(Worker):
     ) -> None:
         self.jobs_failed += 1
         about: dict[str, Any] = {}
-        if isinstance(message, VerifyJob):
+        if isinstance(message, VerifyJob | ScoreJob):
             about = {name: getattr(message, name) for name in ("boot", "session", "epoch", "round")}
         refusal = Refusal(code=code, sentence=sentence[:500], worker=self.ingress.worker, credit=self.credit, **about)
         await self.ingress.reply(delivery, refusal, dead=code if dead else "")
@@ -288,8 +288,8 @@ def _refuse_pickle(kwargs: dict[str, Any]) -> None:
 # --- functions arq knows by name ---------------------------------------------------------------------------------
 
 
-async def verify(ctx: dict[str, Any], job: VerifyJob) -> None:
-    """One verify job: verdicts or a refusal, the last one in the transaction that acknowledges it."""
+async def verify(ctx: dict[str, Any], job: VerifyJob | ScoreJob) -> None:
+    """One verify or score job: replies or a refusal, the last one in the transaction that acknowledges it."""
     delivery: Delivery = ctx["delivery"]
     ingress: Ingress = ctx["worker"].ingress
     # an entry's id is unique within its stream only, and the engine knows requests of every stream
@@ -328,6 +328,7 @@ async def cancel(ctx: dict[str, Any], message: Cancel | Close) -> None:
 
 FUNCTIONS = (
     func(verify, name="verify", max_tries=1),
+    func(verify, name="score", max_tries=1),
     func(cancel, name="cancel", max_tries=1),
     func(cancel, name="close", max_tries=1),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +18,21 @@ from typing import Any, TypeVar
 
 from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
 from pilotfish.edge_agent.generation import WINDOW, Generation, Task
+from pilotfish.edge_agent.learning import Learner
 from pilotfish.edge_agent.plan import Experience
 from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker, Taken, end_tasks
-from pilotfish.protocol.errors import BrokerError, EmptyPrompt, InvalidMessage, PilotfishError, PromptTooLong
+from pilotfish.protocol.errors import (
+    BrokerError,
+    EmptyPrompt,
+    InvalidMessage,
+    PilotfishError,
+    PromptTooLong,
+    StoreError,
+)
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
     Accepted,
@@ -38,6 +47,7 @@ from pilotfish.protocol.messages import (
 
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")
+SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class Defaults:
     resends: int = 2
     round_timeout_ms: int = 5_000
     max_requests: int = 8
+    max_disagreement: float = 0.02
+    audit_share: float = 0.05
 
 
 class Agent:
@@ -63,11 +75,14 @@ class Agent:
         broker: EdgeBroker | None = None,
         target: Target | None = None,
         defaults: Defaults | None = None,
+        learner: Learner | None = None,
     ) -> None:
         self.drafter, self.tokenizer, self.stop_ids = drafter, tokenizer, frozenset(stop_ids)
         self.broker, self.target, self.defaults = broker, target, defaults or Defaults()
         self.experience = Experience()
+        self.learner = learner or Learner(drafter.info.fingerprint, target.id if target else "", "")
         self.generations: dict[str, Generation] = {}
+        self._coin = random.SystemRandom()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._tasks: list[asyncio.Task[None]] = []
         self._requests: dict[str, Generation] = {}
@@ -81,6 +96,7 @@ class Agent:
         if self.broker is None:
             return
         self._tasks.append(asyncio.create_task(_for_ever(self._read_replies)))
+        self._tasks.append(asyncio.create_task(_for_ever(self._save_often)))
         if take_prompts:
             await self.broker.open_prompts()
             self._taking = asyncio.create_task(_for_ever(self._take_prompts))
@@ -90,6 +106,7 @@ class Agent:
     async def stop(self) -> None:
         """End every task and generation, leave the fleet, free the drafter."""
         await end_tasks([*self._tasks, *self._taken.values()])
+        self._save()
         if self.broker is not None:
             with suppress(BrokerError):
                 await self.broker.leave()
@@ -123,13 +140,21 @@ class Agent:
 
     def open(self, task: Task) -> Generation:
         """A generation of this agent; run it, then `close` it."""
-        generation = Generation(task, self._draft, self.broker, self.target, self.vocab_size, self.experience)
+        gate, share = None, 0.0
+        if task.mode == "gated" and self.target:
+            gate = self.learner.of(task.sampling).gate(task.max_disagreement)
+            share = gate.audit_share(self.defaults.audit_share)
+        chosen = share if self._coin.random() < share else None
+        generation = Generation(
+            task, self._draft, self.broker, self.target, self.vocab_size, gate, chosen, self.experience
+        )
         self.generations[generation.session.id] = generation
         return generation
 
     def close(self, generation: Generation) -> None:
-        """Forget a generation, here and in the drafter."""
+        """Learn what a generation teaches, then forget it, here and in the drafter."""
         if self.generations.pop(generation.session.id, None):
+            self.learner.learn(generation.task.sampling, generation.lesson())
             self._thread.submit(self.drafter.close_session, generation.session.id)
 
     @property
@@ -178,6 +203,17 @@ class Agent:
         for entry_id in await self.broker.keep_prompts(list(self._taken)):
             if task := self._taken.get(entry_id):
                 task.cancel()  # we slept, and another agent answers it now
+
+    async def _save_often(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            self.learner.save()
+        except StoreError as error:
+            log.warning("%s", error)
 
     async def _take_prompts(self) -> None:
         assert self.broker is not None
@@ -270,10 +306,12 @@ class Agent:
     def task(self, prompt: Prompt, ids: tuple[int, ...]) -> Task:
         """A prompt's wishes, completed by this agent's defaults."""
         chosen = self.defaults.draft_tokens if prompt.draft_tokens is None else prompt.draft_tokens
+        budget = self.defaults.max_disagreement if prompt.max_disagreement is None else prompt.max_disagreement
         return Task(
             prompt=ids,
             mode=prompt.mode,
-            on_cloud_loss=prompt.on_cloud_loss or "wait",
+            on_cloud_loss=prompt.on_cloud_loss or ("local" if prompt.mode == "gated" else "wait"),
+            max_disagreement=budget,
             sampling=prompt.sampling,
             max_tokens=prompt.max_tokens,
             stop_ids=self.stop_ids,

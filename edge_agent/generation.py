@@ -16,7 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pilotfish.edge_agent.audit import Audit
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
+from pilotfish.edge_agent.gate import Gate
+from pilotfish.edge_agent.learning import Lesson
+from pilotfish.edge_agent.ledger import Ledger
 from pilotfish.edge_agent.plan import Experience, Plan
 from pilotfish.edge_agent.policy import FixedDraft, Policy, StopRule
 from pilotfish.edge_agent.session import Committed, Limits, Round, Session
@@ -38,8 +42,11 @@ from pilotfish.protocol.messages import (
     FinishReason,
     Mode,
     OnCloudLoss,
+    Privacy,
     Refusal,
     Sampling,
+    ScoreJob,
+    Scores,
     Summary,
     Verdict,
 )
@@ -47,6 +54,7 @@ from pilotfish.protocol.messages import (
 WINDOW = 8  # rounds under way at most
 RETRY_SECONDS = 0.1  # the first pause after a try that came to nothing; each next one is twice as long
 RETRY_MAX_SECONDS = 1.0
+AUDIT_SECONDS = 2.0  # an answer's end may wait so long for its audit; its text does not
 RECOVER_SECONDS = 1.0  # between two looks whether the cloud is back
 #: refusals that another try may cure; every other code but need_prefix ends the generation (or degrades it)
 PASSING = frozenset({"stale", "expired", "overloaded", "engine_failed", "dead_letter", "cancelled"})
@@ -79,6 +87,8 @@ class Task:
     resends: int = 2
     round_timeout_ms: int = 5_000
     deadline_ms: int = 120_000
+    max_disagreement: float = 0.02
+    privacy: Privacy = "shared"
 
 
 class Unsent(NamedTuple):
@@ -89,7 +99,11 @@ class Unsent(NamedTuple):
 
 
 class Generation:
-    """One generation; iterate `run()` for what is committed, then read `summary()`."""
+    """One generation; iterate `run()` for what is committed, then read `summary()` and `lesson()`.
+
+    `gate` decides in `gated` mode; one that is shut when the request begins leaves it alone, so that all its tokens get
+    labels. `audit_share`: the chance by which a coin chose this request to be audited; None: it did not.
+    """
 
     def __init__(
         self,
@@ -98,17 +112,23 @@ class Generation:
         broker: EdgeBroker | None,
         target: Target | None,
         vocab_size: int,
+        gate: Gate | None = None,
+        audit_share: float | None = None,
         experience: Experience | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.task, self._draft_fn, self.broker, self.target = task, draft, broker, target
+        self.task, self._draft_fn, self.target = task, draft, target
+        self.broker = broker if task.privacy == "shared" else None  # what has no broker cannot leak
+        self.gate = gate if gate and gate.open and task.mode == "gated" else None
+        self.ledger = Ledger(len(task.prompt))
+        self._audit = Audit(self.ledger, audit_share) if audit_share and self.gate else None
         experience = Experience() if experience is None else experience
         self.plan = Plan(_policy(task, experience), experience)
         limits = Limits(task.max_tokens, task.stop_ids, task.window, task.resends)
         self.session = Session.start(
             secrets.token_hex(16), target.id if target else "", task.sampling, task.prompt, limits, vocab_size
         )
-        self.inbox: asyncio.Queue[Verdict | Refusal | Unsent] = asyncio.Queue()
+        self.inbox: asyncio.Queue[Verdict | Scores | Refusal | Unsent] = asyncio.Queue()
         self._posts: set[asyncio.Task[None]] = set()  # jobs on their way to Redis
         self.worker = ""  # who is asked next: the one that answered last
         self.degraded = self.was_degraded = False
@@ -140,6 +160,8 @@ class Generation:
                     yield tokens
                     self.plan.begin(self._clock())
             outcome = self.session.finish
+            if self._audit and outcome != "cancelled":
+                await self._ask_for_scores(self._audit)
         except PilotfishError as error:
             outcome = error.code
             raise
@@ -165,6 +187,10 @@ class Generation:
             tokens=len(self.session.generated),
             prompt_tokens=self.session.prompt_tokens,
             drafted=counts.drafted,
+            unverified=self.ledger.local,
+            never_sent=self.session.unsent,
+            audited=self._audit.scored if self._audit else 0,
+            audit_disagreed=self._audit.disagreed if self._audit else 0,
             rounds=counts.rounds,
             resends=counts.resends,
             ceded=self.plan.ceded,
@@ -176,8 +202,19 @@ class Generation:
             **self._totals,
         )
 
+    def lesson(self) -> Lesson:
+        """What can be learnt of it."""
+        by_chance = self.gate is None or self._audit is not None  # not because it turned out to be hard
+        whole = by_chance and self.ledger.complete and not self.was_degraded
+        weight = 1 / self._audit.share if self._audit else 1.0
+        return Lesson(self.ledger.labels(), whole, weight, self.gate.budget if whole and self.gate else None)
+
     def _note(self, tokens: list[Committed]) -> None:
         self._first_token = self._first_token or self._clock()
+        if self._alone:
+            self.ledger.skip(len(tokens))  # nobody decided to commit these: there was no one to ask
+        else:
+            self.ledger.committed(tokens)
         for token in tokens:
             self._origins[token.origin] += 1
 
@@ -208,7 +245,7 @@ class Generation:
         if self._rejoin:
             return await self._send_whole(self._rejoin.popleft())
         if self._may_send:
-            return await self._send_more()
+            return await (self._commit_or_send(self.gate) if self.gate else self._send_more())
         return await self._wait()
 
     @property
@@ -220,6 +257,8 @@ class Generation:
         """Whether there is something to draft or to send; else a verdict must come first."""
         if self._pausing or not self.session.room():
             return False
+        if self.gate:
+            return not self.session.flight
         flying = self.session.flying
         return not self.session.flight or bool(self.plan.unsent(flying)) or self.plan.wants_more(flying)
 
@@ -232,6 +271,8 @@ class Generation:
         tokens = self._apply_arrived()
         room = self._draft_room()
         batch = self.plan.unsent(self.session.flying)[:room]
+        if dry and not batch and not tokens and self.session.flight:
+            return await self._wait()  # the drafter has no more to give, such as a full context
         ended = bool(self.task.stop_ids.intersection(batch))
         due = ended or self.plan.due(self.session.flying, room) if batch else dry and not self.session.flight
         if due and self.session.room() and not self._pausing:
@@ -242,8 +283,8 @@ class Generation:
         """How many tokens to ask for without a draft: all in cloud_only, some where drafts do not pay, else 0."""
         if self.task.mode == "cloud_only":
             return self.session.remaining
-        if self.task.drafting != "auto" or self.session.flight:
-            return 0
+        if self.task.drafting != "auto" or self.task.mode == "gated" or self.session.flight:
+            return 0  # what the cloud writes by itself has no label, and a gate learns from labels
         pace = self.plan.pace
         before, ceded = pace.ceded, pace.cedes(self.session.remaining)
         if pace.ceded > before:
@@ -263,6 +304,26 @@ class Generation:
         self.plan.drafted(drafted)
         return bool(drafted.ids)
 
+    async def _commit_or_send(self, gate: Gate) -> list[Committed]:
+        """Draft; commit what the gate is sure of, and have the unsure tokens behind it verified.
+
+        Nothing is in flight here: a sure token behind an outstanding verdict would be provisional.
+        """
+        scores: list[float] = []
+
+        def proceed(token: int, score: float) -> bool:
+            scores.append(score)
+            return sum(gate.split(scores)) == len(scores)
+
+        count = min(self._draft_room() + 1, self.session.remaining)
+        drafted = await self._draft(self.session.assumed(), count, proceed)
+        sure, unsure = gate.split(drafted.confidences)
+        tokens = self.session.commit_local(drafted.ids[:sure]) if sure else []
+        if not self.session.finish and (unsure or not drafted.ids):
+            rest = drafted.ids[sure : sure + unsure]
+            await self._publish(self.session.publish(rest[: self._draft_room()]))
+        return tokens
+
     def _draft_room(self) -> int:
         """Longest draft of the next round: its verdict adds a token of its own."""
         room = [self.session.room() - 1]
@@ -281,6 +342,7 @@ class Generation:
         task = self.task
         drafted = await self._draft_fn(self.session.id, ids, count, task.sampling, task.stop_ids, proceed)
         self._totals["draft_ms"] += drafted.ms
+        self.ledger.drafted(len(ids), drafted.ids, drafted.confidences)
         return drafted
 
     async def _publish(self, flying: Round) -> None:
@@ -334,7 +396,7 @@ class Generation:
             tokens += self._apply(self.inbox.get_nowait())
         return tokens
 
-    def _apply(self, message: Verdict | Refusal | Unsent) -> list[Committed]:
+    def _apply(self, message: Verdict | Scores | Refusal | Unsent) -> list[Committed]:
         if isinstance(message, Unsent):
             if message.flying in self.session.flight:
                 self._failed(message.why)
@@ -345,6 +407,8 @@ class Generation:
         self._totals["cloud_rows"] += message.rows
         self._totals["cloud_steps"] += message.steps
         self._totals["cloud_ms"] += message.engine_ms
+        if isinstance(message, Scores):
+            return []  # an audit never changes the text
         tokens = self.session.on_verdict(message)
         self.plan.answered(message, tokens, self._clock(), idle=not self.session.flight)
         if tokens:
@@ -431,9 +495,48 @@ class Generation:
             post.cancel()
         await asyncio.gather(*posts, return_exceptions=True)
 
+    # --- afterwards ------------------------------------------------------------------------------------------
+
+    async def _ask_for_scores(self, audit: Audit) -> None:
+        """Have the target score what the gate committed: a worker that is away, or slow, costs labels and no more."""
+        if self.broker is None or self.target is None or self.degraded:
+            return
+        with suppress(TimeoutError, NoWorker, BrokerError):
+            async with asyncio.timeout(AUDIT_SECONDS):
+                for start, end in self.ledger.unscored(self.target.draft_max):
+                    await self._score(audit, start, end)
+
+    async def _score(self, audit: Audit, start: int, end: int) -> None:
+        """One span, and once more with every id if the worker does not know the session."""
+        assert self.broker is not None
+        assert self.target is not None
+        for whole in (False, True):
+            job = self.session.score_job(
+                start, end, whole=whole, agent=self.broker.agent, boot=self.broker.boot,
+                deadline_ms=int(AUDIT_SECONDS * 1000),
+            )  # fmt: skip
+            audit.jobs += 1
+            await self.broker.publish(self.target.id, self.worker, job)
+            message = await self._reply_to(job)
+            if isinstance(message, Scores):
+                self._apply(message)
+                self.worker = message.worker
+                audit.take(message, job)
+                return
+            self.worker = message.worker
+
+    async def _reply_to(self, job: ScoreJob) -> Scores | Refusal:
+        """What is said of this audit; late verdicts are passed over."""
+        while True:
+            message = await self.inbox.get()
+            about = (message.session, message.round)
+            if not isinstance(message, Verdict) and about == (job.session, job.round):
+                return message
+
     async def _say_goodbye(self) -> None:
         """The session is over: the worker may stop and forget it. Best effort, nothing depends on it."""
-        if self.broker is None or self.target is None or self.degraded or not self.session.counts.rounds:
+        asked = self.session.counts.rounds + (self._audit.jobs if self._audit else 0)
+        if self.broker is None or self.target is None or self.degraded or not asked:
             return
         note = Close(agent=self.broker.agent, boot=self.broker.boot, session=self.session.id)
         with suppress(NoWorker, BrokerError):

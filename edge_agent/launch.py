@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
+from pilotfish.edge_agent.confidence import Ensemble, strategy
+from pilotfish.edge_agent.learned import Store
+from pilotfish.edge_agent.learning import Learner
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.broker import EdgeBroker, connect, ping
@@ -32,7 +35,8 @@ async def open_agent(settings: Settings, redis_url: str | None) -> Agent:
     if redis_url is None:
         drafter = open_drafter(settings)
         tokenizer = LlamaTokenizer(drafter.model)
-        return Agent(drafter, tokenizer, sorted(drafter.model.eog_ids), defaults=_defaults(settings))
+        stops = sorted(drafter.model.eog_ids)
+        return Agent(drafter, tokenizer, stops, defaults=_defaults(settings), learner=_learner(settings, drafter))
     redis = connect(redis_url)
     try:
         await ping(redis, redis_url)
@@ -46,18 +50,22 @@ async def open_agent(settings: Settings, redis_url: str | None) -> Agent:
     stop_ids = drafter.model.eog_ids.union(target.vocabulary.stop_ids)
     broker = EdgeBroker(redis, settings.tenant, settings.agent or default_name(), new_boot())
     tokenizer = LlamaTokenizer(drafter.model, target.vocabulary.chat_template)
-    return Agent(drafter, tokenizer, sorted(stop_ids), broker, target, _defaults(settings))
+    learner = _learner(settings, drafter, target.id)
+    return Agent(drafter, tokenizer, sorted(stop_ids), broker, target, _defaults(settings), learner)
 
 
 def open_drafter(settings: Settings) -> LlamaCppDrafter:
     """The draft model the settings name, else the demo's. Raises ModelError."""
     from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
 
+    chosen = strategy(settings.strategy, switched_off(settings))
     cores.bind(settings.cores)
     threads = settings.draft_threads or len(cores.available())
     path = draft_path(settings)
     cache = edge_cache(settings, path)
-    return LlamaCppDrafter(path, context=settings.context, sessions=SESSIONS, threads=threads, cache=cache)
+    return LlamaCppDrafter(
+        path, context=settings.context, sessions=SESSIONS, threads=threads, confidence=chosen.score, cache=cache
+    )
 
 
 def edge_cache(settings: Settings, draft: Path) -> EdgeCache | None:
@@ -87,6 +95,28 @@ def states_path(settings: Settings) -> Path:
     from pilotfish.demo.pair import cache_dir
 
     return (settings.cache_dir or cache_dir()) / "kv"
+
+
+def switched_off(settings: Settings) -> list[str]:
+    """Names of the strategies that are not used."""
+    return [name for name in settings.strategies_off.split(",") if name]
+
+
+def _learner(settings: Settings, drafter: LlamaCppDrafter, target: str = "") -> Learner:
+    return Learner(drafter.info.fingerprint, target, strategy_name(settings), Store(learned_folder(settings)))
+
+
+def strategy_name(settings: Settings) -> str:
+    """The name under which scores are learnt; an ensemble of other members gives other scores."""
+    off = sorted(switched_off(settings)) if settings.strategy == Ensemble.name else []
+    return "-".join([settings.strategy, *(f"no_{one}" for one in off)])
+
+
+def learned_folder(settings: Settings) -> Path:
+    """Where calibration is kept."""
+    from pilotfish.demo.pair import cache_dir
+
+    return (settings.cache_dir or cache_dir()) / "learned"
 
 
 def draft_path(settings: Settings) -> Path:
@@ -119,4 +149,6 @@ def _defaults(settings: Settings) -> Defaults:
         window=settings.window,
         resends=settings.resends,
         round_timeout_ms=settings.round_timeout_ms,
+        max_disagreement=settings.max_disagreement,
+        audit_share=settings.audit_share,
     )

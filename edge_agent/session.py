@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pilotfish.protocol.history import History
-from pilotfish.protocol.messages import FinishReason, Origin, Refusal, Sampling, Verdict, VerifyJob
+from pilotfish.protocol.messages import FinishReason, Origin, Refusal, Sampling, ScoreJob, Verdict, VerifyJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class Session:
     finish: FinishReason | None = None
     counts: Counts = field(default_factory=Counts)
     prompt_tokens: int = 0
+    unsent: int = 0  # local tokens behind everything that a job carried
     _waiting: list[Verdict] = field(default_factory=list)
     _next_round: int = 0
     _served_to: int = 0
@@ -175,7 +176,7 @@ class Session:
     def job(self, flying: Round, *, agent: str, boot: str, deadline_ms: int) -> VerifyJob:
         """The message of a round. It carries the ids that earlier jobs of this session have not carried."""
         offset = 0 if flying.whole else min(self._served_to, flying.base)
-        self._served_to = flying.base
+        self._served_to, self.unsent = flying.base, 0
         return VerifyJob(
             agent=agent,
             boot=boot,
@@ -190,6 +191,26 @@ class Session:
             continue_tokens=flying.continues,
             sampling=self.sampling,
             stop_ids=tuple(sorted(self.limits.stop_ids)),
+            deadline_ms=deadline_ms,
+        )
+
+    def score_job(self, start: int, end: int, *, whole: bool, agent: str, boot: str, deadline_ms: int) -> ScoreJob:
+        """An audit of the committed tokens [start, end); `whole`: with every id before them."""
+        offset = 0 if whole else min(self._served_to, start)
+        self._served_to, self.unsent = end, 0
+        self._next_round += 1
+        return ScoreJob(
+            agent=agent,
+            boot=boot,
+            session=self.id,
+            epoch=self.epoch,
+            round=self._next_round - 1,
+            base=start,
+            digest=self.history.digest(start),
+            offset=offset,
+            ids=tuple(self.history.ids[offset:start]),
+            draft=tuple(self.history.ids[start:end]),
+            sampling=self.sampling,
             deadline_ms=deadline_ms,
         )
 
@@ -351,7 +372,10 @@ class Session:
         return refusal.session == self.id and refusal.epoch == self.epoch and self._flies(refusal.round)
 
     def commit_local(self, ids: Sequence[int]) -> list[Committed]:
-        """Commit drafted ids without the cloud (edge_only, or degraded). Whatever was in flight is abandoned."""
+        """Commit drafted ids without the cloud. Whatever was in flight is abandoned.
+
+        So a gate commits only while nothing is in flight: behind an outstanding verdict its tokens are provisional.
+        """
         if self.flight:
             self.bump()
         out: list[Committed] = []
@@ -361,6 +385,7 @@ class Session:
             out.append(Committed(token, "local"))
             self._ends(token, len(out))
         self.history.extend(token.id for token in out)
+        self.unsent += len(out)
         return out
 
     def cancel(self) -> None:

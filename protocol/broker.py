@@ -1,4 +1,4 @@
-"""The edge's side of the broker: one XADD to publish, one blocking connection to read replies.
+"""The edge's side of the broker: one XADD to publish, one blocking connection to read replies; neither waits its turn.
 
 `ingress.py` is the worker's side of the same streams, `shell.py` that of who submits prompts. All are thin: a method
 says which commands it sends, and Redis' errors become ours. Knows messages and keys; nothing of sessions or engines.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
 from pilotfish.protocol.settings import redacted
-from pilotfish.protocol.wire import Lane, entries
+from pilotfish.protocol.wire import Lane, Line, entries
 
 log = logging.getLogger("pilotfish.broker")
 
@@ -107,7 +106,7 @@ class EdgeBroker:
 
     def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str) -> None:
         self.redis, self.tenant, self.agent, self.boot = redis, tenant, agent, boot
-        self._jobs, self._replies = Lane(redis, SOCKET_SECONDS), Lane(redis, SOCKET_SECONDS)
+        self._jobs, self._replies = Lane(redis, SOCKET_SECONDS), Line(redis, SOCKET_SECONDS)
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         """XADD NOMKSTREAM to the worker that served last, else to `any`. Returns the entry's id.
@@ -129,20 +128,22 @@ class EdgeBroker:
         on its way to a far edge need not wait until the edge has asked again. A group keeps the place between them.
         Yields an InvalidMessage (not raised) for an entry that cannot be read. Waits out lost connections.
         """
-        stream, pause, asked = keys.replies(self.tenant, self.agent), PAUSE_SECONDS, deque[asyncio.Future[Any]]()
+        stream, pause, asked = keys.replies(self.tenant, self.agent), PAUSE_SECONDS, 0
         read = ("XREADGROUP", "GROUP", self.boot, self.agent, "COUNT", 64, "BLOCK", keys.BLOCK_MS, "NOACK")
         while True:
             try:
-                while len(asked) < READS:
-                    asked.append(await self._replies.send(*read, "STREAMS", stream, ">"))
-                got = entries(await asked.popleft())
+                while asked < READS:
+                    await self._replies.send(*read, "STREAMS", stream, ">")
+                    asked += 1
+                asked -= 1
+                got = entries(await self._replies.receive())
             except rx.ResponseError as error:  # the stream is new, or ran out of its life: so is the group
                 if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
                     raise
                 await self._open_replies(stream)
                 continue
             except (rx.RedisError, OSError) as error:
-                asked.clear()
+                asked = 0
                 if pause == PAUSE_SECONDS:
                     log.warning("no replies for now, Redis is away: %s", error)
                 await asyncio.sleep(pause)

@@ -18,6 +18,7 @@
     │   ├── NoAgent                no live agent takes submitted prompts
     │   ├── JobRefused             a worker answered a job with an error code
     │   └── DeadlineExceeded       time ran out while waiting for a verdict
+    ├── StoreError                 what was learnt about a pair cannot be read or saved
     ├── EngineError                an inference engine failed
     │   └── RequestRefused         the engine will not take this one request; others are unaffected
     └── Cancelled                  the user stopped the request (exit 130)
@@ -144,6 +145,12 @@ class DeadlineExceeded(CloudError):
     """Time ran out while waiting for a verdict."""
 
     code = "deadline"
+
+
+class StoreError(PilotfishError):
+    """What was learnt about a pair cannot be read or saved; generations go on without."""
+
+    code = "store"
 
 
 class EngineError(PilotfishError):

@@ -15,7 +15,7 @@
     pf:<target>:kv:<epoch>:<bucket>:<worker> set    JOBS_TTL_MS   blocks that worker holds; renewed by its beats, reaped
     pf:<target>:kvgone                      hash    JOBS_TTL_MS   epochs that ended: "epoch:worker" -> buckets to remove
     pf:salt                                 string  JOBS_TTL_MS   workers: key of the tenants' cache salts, by beats
-    pf:rep:<tenant>:<agent>                 stream  REPLY_TTL_MS  workers add, that agent reads
+    pf:rep:<tenant>:<agent>                 stream  REPLY_TTL_MS  workers add, that agent reads; one group per boot
     pf:agents:<tenant>                      zset    JOBS_TTL_MS   agents: name -> last beat in Redis ms
     pf:a:<tenant>:<agent>                   hash    BEAT_TTL_MS   that agent's beat (text, for people)
     pf:prompts:<tenant>                     stream  JOBS_TTL_MS   shells add, any agent takes; renewed by agents' beats

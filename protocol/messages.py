@@ -1,6 +1,7 @@
 """Every message that crosses the broker, one page.
 
-Edge to worker:  VerifyJob, Cancel, Close         Worker to edge:  Verdict, Refusal
+Edge to worker:  VerifyJob, ScoreJob,             Worker to edge:  Verdict, Scores, Refusal
+                 Cancel, Close
 Shell to agent:  Prompt, CancelRequest            Agent to shell:  Accepted, Text, Finished, Failed
 
 Rules of the page: models are frozen, fields have bounds, unknown fields are refused, an array fails at its first bad
@@ -25,13 +26,15 @@ Total = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # a sum over a whole
 Count = Annotated[int, Field(ge=0, le=MAX_CONTEXT, strict=True)]
 Serial = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Millis = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SessionId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[bytes, Field(min_length=16, max_length=16, strict=True)]
 
-Mode = Literal["exact", "cloud_only", "edge_only"]
+Mode = Literal["exact", "gated", "cloud_only", "edge_only"]
 OnCloudLoss = Literal["wait", "local"]
 Drafting = Literal["auto", "always", "fixed"]
+Privacy = Literal["shared", "local_only"]
 Origin = Literal["local", "accepted", "corrected", "continued"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -76,6 +79,28 @@ class VerifyJob(Message):
     continue_tokens: Count = 0
     sampling: Sampling = Sampling()
     stop_ids: Annotated[tuple[TokenId, ...], Field(max_length=32, fail_fast=True)] = ()
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 30_000
+
+
+class ScoreJob(Message):
+    """An audit: what would the target have drawn in place of each of `draft`, given all before it? Never applied.
+
+    `draft` are committed tokens; `ids` are the tokens [offset, base) as in a VerifyJob. `round` is unique among all
+    jobs of the session.
+    """
+
+    type: Literal["score"] = "score"
+    agent: Name
+    boot: Name
+    session: SessionId
+    epoch: Serial
+    round: Serial
+    base: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)]
+    digest: Digest
+    offset: Count
+    ids: Annotated[tuple[TokenId, ...], Field(max_length=MAX_CONTEXT, fail_fast=True)]
+    draft: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_DRAFT, fail_fast=True)]
+    sampling: Sampling = Sampling()
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 30_000
 
 
@@ -129,6 +154,23 @@ class Verdict(Message):
     row_ms: Millis = 0.0
 
 
+class Scores(Message):
+    """The target's draws for [base, base + len(draws)), each given the audited text before it, not its own draws."""
+
+    type: Literal["scores"] = "scores"
+    boot: Name
+    session: SessionId
+    round: Serial
+    base: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)]
+    digest: Digest
+    draws: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_DRAFT + 1, fail_fast=True)]
+    worker: Name
+    credit: Count = 0
+    engine_ms: Millis = 0.0
+    rows: Count = 0
+    steps: Count = 0
+
+
 RefusalCode = Literal[
     "stale",  # this epoch of the session is already rejected: drop the round
     "need_prefix",  # the worker does not know the session: resend from offset 0
@@ -168,6 +210,7 @@ class Prompt(Message):
     text: Annotated[str, Field(min_length=1, max_length=1_000_000)]
     raw: bool = False
     mode: Mode = "exact"
+    max_disagreement: Share | None = None
     on_cloud_loss: OnCloudLoss | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_CONTEXT, strict=True)] = 256
     sampling: Sampling = Sampling()
@@ -222,6 +265,10 @@ class Summary(Message):
     corrected: Total = 0
     continued: Total = 0
     drafted: Total = 0
+    unverified: Total = 0  # committed by the gate
+    never_sent: Total = 0  # local, and behind everything a job carried
+    audited: Total = 0  # of the unverified, those the target scored afterwards
+    audit_disagreed: Total = 0
     rounds: Total = 0
     cloud_rows: Total = 0
     cloud_steps: Total = 0
@@ -253,7 +300,7 @@ class Failed(Message):
     sentence: Annotated[str, Field(max_length=2000)]
 
 
-ToWorker = VerifyJob | Cancel | Close
-ToEdge = Verdict | Refusal | CancelRequest
+ToWorker = VerifyJob | ScoreJob | Cancel | Close
+ToEdge = Verdict | Scores | Refusal | CancelRequest
 ToAgent = Prompt
 ToShell = Accepted | Text | Finished | Failed

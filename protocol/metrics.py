@@ -20,6 +20,9 @@
     edge    pilotfish_edge_cache_saved_tokens_total       -            tokens restored instead of computed
     edge    pilotfish_edge_cache_evictions_total          -            saved states dropped for room in memory
     edge    pilotfish_edge_cache_bytes                    -            memory of the saved states
+    edge    pilotfish_audited_tokens_total                -            gated tokens that an audit labelled
+    edge    pilotfish_audit_disagreements_total           -            those of them where the target drew another
+    edge    pilotfish_gate_alarms_total                   -            gates shut because audits passed the budget
 
 Counting is in process and free of I/O; who serves the page is not known here.
 """
@@ -63,3 +66,8 @@ SAVED_TOKENS: Final = Counter(
 )
 EVICTIONS: Final = Counter("pilotfish_edge_cache_evictions", "Saved states dropped for room", registry=REGISTRY)
 CACHE_BYTES: Final = Gauge("pilotfish_edge_cache_bytes", "Memory of the saved states", registry=REGISTRY)
+AUDITED: Final = Counter("pilotfish_audited_tokens", "Gated tokens that an audit labelled", registry=REGISTRY)
+AUDIT_DISAGREED: Final = Counter(
+    "pilotfish_audit_disagreements", "Audited tokens the target would have drawn otherwise", registry=REGISTRY
+)
+GATE_ALARMS: Final = Counter("pilotfish_gate_alarms", "Gates shut by their audits", registry=REGISTRY)

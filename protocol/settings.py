@@ -27,6 +27,7 @@ from pilotfish.protocol.messages import (
     Mode,
     Name,
     OnCloudLoss,
+    Privacy,
 )
 
 ENV_PREFIX = "PILOTFISH_"
@@ -57,7 +58,11 @@ class Settings(BaseModel):
     target: Name | None = Field(None, description="name of the target to ask; unset: the only one there is")
 
     # one generation
-    mode: Mode = Field("exact", description="who commits: exact (the cloud verifies all), cloud_only, edge_only")
+    mode: Mode = Field("exact", description="who commits: exact (the cloud verifies all), gated, cloud_only, edge_only")
+    max_disagreement: float = Field(
+        0.02, ge=0, le=1, allow_inf_nan=False, description="gated: share of tokens that may differ from the target's"
+    )
+    privacy: Privacy = Field("shared", description="local_only: nothing of a request leaves this device")
     on_cloud_loss: OnCloudLoss | None = Field(None, description="wait or go on locally; unset: the mode decides")
     max_tokens: int = Field(256, ge=1, le=MAX_CONTEXT, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token")
@@ -77,6 +82,13 @@ class Settings(BaseModel):
     # the device
     draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
     draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
+    strategy: Name = Field("margin", description="how the draft's confidence is read; ensemble: all together")
+    strategies_off: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]*$")] = Field(
+        "", description="strategies that are not used, as in entropy,margin"
+    )
+    audit_share: float = Field(
+        0.05, ge=0, le=1, allow_inf_nan=False, description="gated: share of requests the target scores afterwards"
+    )
     edge_cache_mb: float = Field(
         512.0,
         ge=0,

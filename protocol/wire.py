@@ -71,89 +71,114 @@ class Wire:
         await self._pool.release(connection)
 
 
-class Lane:
-    """Commands on one connection: they leave in the order they came, and none waits for the answer of the one before.
+class Line:
+    """One connection whose commands do not wait for the answers of those before them: `send` many, `receive` each.
 
-    So what follows each other arrives in that order, and a far Redis costs one round trip, not one for each. A command
-    may block in Redis: the next runs the moment it ends, without asking the edge. `seconds` bounds each wait for the
-    next answer. A failure fails every command under way; the next call connects anew.
+    A command may block in Redis; the next runs the moment it ends, without asking the edge. `seconds` bounds each wait.
+    After an error nothing under way is answered any more, and the next `send` connects anew.
     """
 
     def __init__(self, redis: Redis, seconds: float) -> None:
         self._pool, self._seconds = redis.connection_pool, seconds
-        self._sending = asyncio.Lock()
         self._connection: AbstractConnection | None = None
+
+    async def send(self, *command: Any) -> None:
+        """The command has left when this returns. Raises ConnectionError or TimeoutError of redis-py."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                connection = await self._open()
+                await connection.send_command(*command, check_health=False)
+        except TimeoutError:
+            await self.close()
+            raise rx.TimeoutError(f"nothing could be sent within {self._seconds:g} s") from None
+        except BaseException:  # half a command may have left
+            await self.close()
+            raise
+
+    async def receive(self) -> Any:
+        """The next answer, in the order of the commands. Raises ResponseError, and what `send` does."""
+        if self._connection is None:
+            raise rx.ConnectionError("the connection was closed")
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._connection.read_response()
+        except rx.ResponseError:
+            raise
+        except TimeoutError:
+            await self.close()
+            raise rx.TimeoutError(f"no answer within {self._seconds:g} s") from None
+        except BaseException:  # cancelled: the answer under way must not meet whoever receives next
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Drop what is under way. The connection stays the pool's, which closes it with its others."""
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+            self._connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
+            connection, self._connection = self._connection, None
+            await self._pool.release(connection)
+
+    async def _open(self) -> AbstractConnection:
+        if self._connection is None:
+            self._connection = await self._pool.get_connection()
+            self._connection.socket_timeout = None  # the time-outs are ours
+        reader = self._connection._reader
+        if reader is not None and reader.at_eof():
+            await self._connection.disconnect(nowait=True)
+        await self._connection.connect()  # nothing to do, unless it was closed
+        return self._connection
+
+
+class Lane:
+    """Calls on one line: they leave in the order they came, and none waits for the answer of the one before.
+
+    So what follows each other arrives in that order, and a far Redis costs one round trip, not one for each call.
+    """
+
+    def __init__(self, redis: Redis, seconds: float) -> None:
+        self._line = Line(redis, seconds)
+        self._sending = asyncio.Lock()
         self._due: deque[asyncio.Future[Any]] = deque()
         self._reading: asyncio.Task[None] | None = None
 
     async def call(self, *command: Any) -> Any:
         """One command, sent once. Raises what `Wire.call` does; the answer of a cancelled call is dropped."""
-        return await (await self.send(*command))
-
-    async def send(self, *command: Any) -> asyncio.Future[Any]:
-        """The command has left when this returns; its answer comes."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         async with self._sending:
             try:
-                async with asyncio.timeout(self._seconds):
-                    connection = await self._open()
-                    await connection.send_command(*command, check_health=False)
-            except TimeoutError:
-                await self.close()
-                raise rx.TimeoutError(f"nothing could be sent within {self._seconds:g} s") from None
-            except BaseException:  # half a command may have left
-                await self.close()
+                await self._line.send(*command)
+            except BaseException:
+                self._fail(rx.ConnectionError("the connection was closed"))
                 raise
             self._due.append(answer)
             if self._reading is None or self._reading.done():
-                self._reading = asyncio.create_task(self._read(connection))
-        return answer
+                self._reading = asyncio.create_task(self._read())
+        return await answer
 
-    async def close(self) -> None:
-        """Forget the connection; the pool closes it with its others. Fails what is under way."""
-        connection, self._connection = self._connection, None
-        if self._reading:
-            self._reading.cancel()  # or it would fail what is sent on the next connection
-            self._reading = None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-        self._fail(rx.ConnectionError("the connection was closed"))
-
-    async def _open(self) -> AbstractConnection:
-        reader = self._connection._reader if self._connection else None
-        if self._connection and reader is not None and reader.at_eof():
-            await self._connection.disconnect(nowait=True)
-        if self._connection is None:
-            self._connection = await self._pool.get_connection()
-            self._connection.socket_timeout = None  # the time-outs are ours
-        await self._connection.connect()  # nothing to do, unless it was closed
-        return self._connection
-
-    async def _read(self, connection: AbstractConnection) -> None:
-        """Answers in the order of their commands, as long as one is due."""
+    async def _read(self) -> None:
+        """Answers in the order of their calls, as long as one is due; what ends the connection fails all of them."""
         while self._due:
-            answer: Any = None
             try:
-                async with asyncio.timeout(self._seconds):
-                    answer = await connection.read_response()
+                answer = await self._line.receive()
             except rx.ResponseError as error:
-                answer = error
-            except TimeoutError:
-                self._fail(rx.TimeoutError(f"no answer within {self._seconds:g} s"))
+                self._settle(self._due.popleft(), error)
             except (rx.RedisError, OSError) as error:
                 self._fail(error)
-            if not self._due:
-                await connection.disconnect(nowait=True)
-                return
-            due = self._due.popleft()
-            if not due.done():
-                due.set_exception(answer) if isinstance(answer, rx.ResponseError) else due.set_result(answer)
+            else:
+                self._settle(self._due.popleft(), answer)
 
     def _fail(self, error: Exception) -> None:
         while self._due:
-            if not (due := self._due.popleft()).done():
-                due.set_exception(error)
-                due.exception()  # whoever waits is told; nobody may
+            self._settle(self._due.popleft(), error)
+
+    def _settle(self, due: asyncio.Future[Any], answer: Any) -> None:
+        if due.done():  # cancelled
+            return
+        if isinstance(answer, Exception):
+            due.set_exception(answer)
+        else:
+            due.set_result(answer)
 
 
 def entries(answer: Any) -> Entries:

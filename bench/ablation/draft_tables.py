@@ -19,20 +19,29 @@ STRETCH: Final = 8  # tokens of an answer that are counted together
 
 
 def confidence(data: Data) -> Iterator[Row]:
-    """Judged drafts by their confidence: how many the target drew too. ECE: Guo et al. 2017, bins of equal width."""
+    """Judged drafts by what was thought of them: how many the target drew too.
+
+    `raw` is the strategy's score, `calibrated` the acceptance that all verdicts so far had taught to expect of it. ECE:
+    Guo et al. 2017, bins of equal width.
+    """
     for variant in data.variants:
-        drafts = [(c, ok) for r in data.of(variant) for _, c, ok in judged(r) if c is not None]
-        bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-        for score, ok in drafts:
-            bins[min(BINS - 1, int(score * BINS))].append((score, ok))
-        off = sum(abs(sum(score - ok for score, ok in inside)) for inside in bins.values())
-        for place, inside in sorted(bins.items()):
-            accepted = sum(ok for _, ok in inside)
-            yield {
-                "variant": variant, "from": place / BINS, "to": (place + 1) / BINS, "accepted": accepted,
-                "rejected": len(inside) - accepted, "mean_confidence": sum(c for c, _ in inside) / len(inside),
-                "accepted_share": accepted / len(inside), "ece": off / len(drafts),
-            }  # fmt: skip
+        drafts = [one for r in data.of(variant) for one in judged(r) if one.confidence is not None]
+        yield from _bins(variant, "raw", [(one.confidence or 0.0, one.accepted) for one in drafts])
+        yield from _bins(variant, "calibrated", [(one.estimate or 0.0, one.accepted) for one in drafts])
+
+
+def _bins(variant: str, kind: str, drafts: list[tuple[float, bool]]) -> Iterator[Row]:
+    bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for score, ok in drafts:
+        bins[min(BINS - 1, int(score * BINS))].append((score, ok))
+    off = sum(abs(sum(score - ok for score, ok in inside)) for inside in bins.values())
+    for place, inside in sorted(bins.items()):
+        accepted = sum(ok for _, ok in inside)
+        yield {
+            "variant": variant, "kind": kind, "from": place / BINS, "to": (place + 1) / BINS, "accepted": accepted,
+            "rejected": len(inside) - accepted, "mean": sum(score for score, _ in inside) / len(inside),
+            "accepted_share": accepted / len(inside), "ece": off / len(drafts),
+        }  # fmt: skip
 
 
 def positions(data: Data) -> Iterator[Row]:
@@ -48,10 +57,10 @@ def positions(data: Data) -> Iterator[Row]:
 
 def _at_place(place: int) -> Measure:
     def accepted(record: Record) -> float:
-        return sum(ok for at, _, ok in judged(record) if at == place)
+        return sum(one.accepted for one in judged(record) if one.place == place)
 
     def reached(record: Record) -> float:
-        return sum(at == place for at, *_ in judged(record))
+        return sum(one.place == place for one in judged(record))
 
     return Measure("acceptance", "acceptance", "of drafts", "", accepted, reached, share=True)
 

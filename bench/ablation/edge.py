@@ -104,7 +104,8 @@ async def opened(settings: Settings, *, routed: bool) -> Edge:
     """An agent of these settings, ready to be asked."""
     assert settings.redis_url
     running = await (_fake_agent if settings.engine == "fake" else open_agent)(settings, settings.redis_url)
-    notes, broker = Notes(), running.broker
+    learned, broker = running.learner.of(sampling(settings)), running.broker
+    notes = Notes(learned.calibration.acceptance)
     assert broker
     running.broker = recording = RecordingBroker(broker.redis, broker.tenant, broker.agent, broker.boot)
     recording.notes, running.drafter = notes, RecordingDrafter(running.drafter, notes)

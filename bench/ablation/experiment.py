@@ -57,7 +57,6 @@ def stated(experiment: Experiment, every: Sequence[Variant], questions: Question
         },
         "about": {name: preset.about for name, preset in PRESETS.items()},
         "settings": {one.name: one.resolved(experiment.common).shown() for one in every},
-        "missing": {one.name: list(one.missing) for one in every if one.missing},
         "models": {},
         "sittings": [],
         "finished": None,

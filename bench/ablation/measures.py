@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 Record = dict[str, Any]
 Part = Callable[[Record], float]
@@ -64,13 +64,23 @@ def wire_bytes(record: Record) -> int:
     return int(record["wire_up"] + record["wire_down"])
 
 
-def judged(record: Record) -> list[tuple[int, float | None, bool]]:
-    """(place in the draft from 0, confidence, accepted) of every draft the target judged: up to the first mismatch."""
+class Judged(NamedTuple):
+    """A draft the target judged: its place in the draft from 0, what was thought of it, whether the target agreed."""
+
+    place: int
+    confidence: float | None
+    estimate: float | None
+    accepted: bool
+
+
+def judged(record: Record) -> list[Judged]:
+    """Of every round, up to the first mismatch."""
     found = []
     for one in record.get("rounds", ()):
         if one["accepted"] is not None:
-            for place, confidence in enumerate(one["confidences"][: one["accepted"] + 1]):
-                found.append((place, confidence, place < one["accepted"]))
+            thought = zip(one["confidences"], one["estimates"], strict=True)
+            for place, (confidence, estimate) in enumerate([*thought][: one["accepted"] + 1]):
+                found.append(Judged(place, confidence, estimate, place < one["accepted"]))
     return found
 
 
@@ -100,11 +110,13 @@ MEASURES: Final[dict[str, Measure]] = {
         Measure("cloud_ms_per_token", "cloud engine time", "ms/token", "lower", _summed("cloud_ms"), tokens),
         Measure("draft_ms_per_token", "draft time", "ms/token", "", _summed("draft_ms"), tokens),
         Measure("acceptance", "acceptance of judged drafts", "of drafts", "",
-                lambda r: sum(ok for *_, ok in judged(r)), lambda r: len(judged(r)), share=True),
+                lambda r: sum(one.accepted for one in judged(r)), lambda r: len(judged(r)), share=True),
         Measure("unverified", "tokens committed unverified", "of tokens", "",
                 lambda r: r["origins"].count("local"), tokens, share=True),
         Measure("never_sent", "tokens never sent", "of tokens", "", _summed("never_sent"),
                 lambda r: tokens(r) if "never_sent" in r["summary"] else 0, share=True),
+        Measure("audit_disagreement", "disagreement found by audits", "of audited tokens", "lower",
+                _summed("audit_disagreed"), _summed("audited"), share=True),
         Measure("wire_bytes_per_token", "bytes on the wire", "bytes/token", "lower", wire_bytes, tokens),
     )
 }  # fmt: skip

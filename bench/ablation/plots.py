@@ -114,23 +114,29 @@ def pareto(tables: Tables, look: Look) -> Figure:
 
 
 def confidence(tables: Tables, look: Look) -> Figure:
-    """How sure the draft was, and how often it was right when it was that sure."""
+    """How sure the draft was, and how often it was right when it was that sure, before and after calibration."""
     rows = tables["confidence"].rows
-    shown = [variant for variant in look.order if any(row["variant"] == variant for row in rows)][:PANELS_MAX]
-    figure, axes = panels((len(shown) + 2) // 2, 2, 2.9)
-    *histograms, reliability = axes[: len(shown) + 1]
-    for unused in axes[len(shown) + 1 :]:
+    variants = [variant for variant in look.order if any(row["variant"] == variant for row in rows)][:PANELS_MAX]
+    figure, axes = panels((len(variants) + 3) // 2, 2, 2.9)
+    for axis, kind in zip(axes, ("raw", "calibrated"), strict=False):
+        _reliability(axis, kind, [row for row in rows if row["kind"] == kind], look, variants)
+    for axis, variant in zip(axes[2:], variants, strict=False):
+        _histogram(axis, variant, [row for row in rows if (row["variant"], row["kind"]) == (variant, "raw")])
+    for unused in axes[2 + len(variants) :]:
         unused.remove()
-    reliability.plot([0, 1], [0, 1], color="#808080", linestyle=":", linewidth=1.2, label="perfect")
-    for axis, variant in zip(histograms, shown, strict=True):
-        own = [row for row in rows if row["variant"] == variant]
-        _histogram(axis, variant, own)
-        line = look.of(variant) | {"label": f"{variant}: ECE {own[0]['ece']:.3f}"}
-        reliability.plot([r["mean_confidence"] for r in own], [r["accepted_share"] for r in own], **line)
-    reliability.set(xlabel="mean confidence of the bin", ylabel="share accepted", title="reliability",
-                    xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))  # fmt: skip
-    reliability.legend(loc="upper left", fontsize=9)
     return figure
+
+
+def _reliability(axis: Axes, kind: str, rows: Sequence[Row], look: Look, variants: Sequence[str]) -> None:
+    axis.plot([0, 1], [0, 1], color="#808080", linestyle=":", linewidth=1.2, label="perfect")
+    for variant in variants:
+        own = [row for row in rows if row["variant"] == variant]
+        line = look.of(variant) | {"label": f"{variant}: ECE {own[0]['ece']:.3f}"}
+        axis.plot([row["mean"] for row in own], [row["accepted_share"] for row in own], **line)
+    words = {"raw": "mean confidence of the bin", "calibrated": "mean calibrated confidence of the bin"}
+    axis.set(xlabel=words[kind], ylabel="share accepted", title=f"reliability, {kind}", xlim=(-0.02, 1.02),
+             ylim=(-0.02, 1.02))  # fmt: skip
+    axis.legend(loc="upper left", fontsize=9)
 
 
 def _histogram(axis: Axes, variant: str, rows: Sequence[Row]) -> None:
@@ -183,9 +189,7 @@ def rtt(tables: Tables, look: Look) -> Figure:
     for variant in look.order:
         rows = [row for row in tables["rtt"].rows if row["variant"] == variant]
         if rows:
-            line_with_band(
-                axis, look.of(variant), [r["rtt_ms"] for r in rows], rows, speed, f"{speed}_low", f"{speed}_high"
-            )
+            line_with_band(axis, look.of(variant), [r["rtt_ms"] for r in rows], rows, *speed)
     crossings = tables["break_even"].rows if "break_even" in tables else []
     for row in (row for row in crossings if row["rtt_ms"] is not None):
         colour = look.of(row["reference"])["color"]

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from pilotfish.protocol.errors import UsageError
-from pilotfish.protocol.messages import Mode
 from pilotfish.protocol.settings import Settings, load
 
 BASELINE: Final = "baseline"
@@ -57,7 +56,6 @@ class Variant:
     name: str
     settings: Mapping[str, Any]
     routed: bool = False
-    missing: tuple[str, ...] = ()  # parts of it that this version does not have
 
     @property
     def learns(self) -> bool:
@@ -82,17 +80,7 @@ def variant(name: str) -> Variant:
         changes, whole = _part(part.strip())
         settings |= changes
         routed = routed or whole
-    return Variant(name, *_possible(settings, routed))
-
-
-def _possible(settings: dict[str, Any], routed: bool) -> tuple[dict[str, Any], bool, tuple[str, ...]]:
-    """What this version has of it; what it has not is named in the manifest and in the report."""
-    there = {name: value for name, value in settings.items() if name in Settings.model_fields}
-    missing = [f"{name}={settings[name]}" for name in settings if name not in there]
-    if there.get("mode") == "gated" and "gated" not in get_args(Mode):
-        there["mode"] = "exact"
-        missing.append("mode=gated (exact ran instead)")
-    return there, routed, tuple(missing)
+    return Variant(name, settings, routed)
 
 
 def _part(part: str) -> tuple[Mapping[str, Any], bool]:

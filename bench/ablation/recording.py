@@ -6,7 +6,7 @@ from `begin` to `rounds`. Times are ms since `begin` on the process's own clock.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +22,8 @@ Round = dict[str, Any]
 class Notes:
     """What was seen of one generation."""
 
-    def __init__(self) -> None:
+    def __init__(self, acceptance: Callable[[float], float]) -> None:
+        self.acceptance = acceptance  # what a confidence was worth, by all verdicts so far
         self.begin()
 
     def begin(self) -> None:
@@ -58,9 +59,11 @@ class Notes:
             round(confidence, 6) if token == drafted else None
             for (token, confidence), drafted in zip(proposed, job.draft, strict=True)
         ]
+        known = [None if confidence is None else round(self.acceptance(confidence), 6) for confidence in confidences]
         return {
             "epoch": job.epoch, "round": job.round, "base": job.base, "drafted": len(job.draft),
-            "continues": job.continue_tokens, "confidences": confidences, "sent_ms": self.ms(), "answered_ms": None,
+            "continues": job.continue_tokens, "confidences": confidences, "estimates": known,
+            "sent_ms": self.ms(), "answered_ms": None,
             "accepted": None, "refused": None, "sends": 0, "rows": 0, "steps": 0, "cached": 0,
             "engine_ms": 0.0, "queue_ms": 0.0, "job_bytes": 0, "reply_bytes": 0,
         }  # fmt: skip

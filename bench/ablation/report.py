@@ -111,8 +111,6 @@ def _warnings(data: Data, tables: dict[str, Table]) -> Iterator[Block]:
     manifest = data.manifest
     if not manifest["finished"]:
         yield Block("warning", "This run is not finished: the same command goes on with it.")
-    for variant, parts in manifest.get("missing", {}).items():
-        yield Block("warning", f"{variant} is not what its name says: this version has no {', '.join(parts)}.")
     if manifest["experiment"]["prompts"]["lessons_are_asked_too"]:
         yield Block("warning", "The gate learnt from prompts that were measured as well: there were no others.")
     for part in ("code", "packages", "cpu"):

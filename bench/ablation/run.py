@@ -1,10 +1,9 @@
-"""The experiment: every variant, RTT and seed over the same prompts, on real processes, resumable.
+"""The course of an experiment: every variant, RTT and seed over the same prompts, on real processes, resumable.
 
-    for each seed                      a replicate: agents start anew, with nothing learnt
-        start every worker and agent       then lessons for those that learn, not measured
-        for each RTT
-            for each prompt
-                ask each variant           in turn, another one first for every prompt
+    for each seed                      a replicate: nothing is learnt yet
+        for each RTT                       workers and agents start anew, with empty caches
+            for each prompt                    (before: lessons once a replicate, and a warm-up; not measured)
+                ask each variant                   in turn, another one first for every prompt
 
 Variants take turns prompt by prompt, because a machine drifts: two identical variants measured a minute apart differed
 by 40 % here, with an interval that excluded 0. A request that fails is a record too: it is named in the report, and
@@ -34,7 +33,7 @@ from pilotfish.bench.children import own_redis
 from pilotfish.cli.pair import WORKER_OPTIONS
 from pilotfish.protocol.errors import EngineError, PilotfishError
 
-WARM_UP = 2  # prompts before each cell: caches, and what is known of the RTT
+WARM_UP = 4  # prompts before each cell: code paths, and what is known of the RTT
 FAILURES_MAX = 5  # in a row: then something is broken, and the rest would only say so again
 
 log = logging.getLogger("pilotfish.ablation")
@@ -84,23 +83,25 @@ class Course:
 
     async def _replicates(self) -> None:
         groups = grouped(self.variants, self.common)
-        for seed in range(1, self.experiment.seeds + 1):
-            for at_once in [groups] if self.experiment.together else [[group] for group in groups]:
-                while self._left([variant for group in at_once for variant in group], seed):
-                    await self._sit(at_once, seed)
+        sittings = [groups] if self.experiment.together else [[group] for group in groups]
+        for seed, rtt_ms in product(range(1, self.experiment.seeds + 1), self.experiment.rtt_ms):
+            for at_once in sittings:
+                while self._left([variant for group in at_once for variant in group], seed, rtt_ms):
+                    await self._sit(at_once, seed, rtt_ms)
         self.progress(len(self.done), self.total, "")
         self.manifest["finished"] = manifests.sitting()["started"]
         manifests.write(self.experiment.out, self.manifest)
         shutil.rmtree(self.work, ignore_errors=True)
 
-    async def _sit(self, groups: list[list[Variant]], seed: int) -> None:
+    async def _sit(self, groups: list[list[Variant]], seed: int, rtt_ms: float) -> None:
         """Workers and agents together until all is measured; a failure ends it early, and the next one goes on."""
         try:
             async with AsyncExitStack() as stack:
                 asked = [one for group in groups for one in await self._open(stack, group, seed)]
-                for rtt_ms in self.experiment.rtt_ms:
-                    if not await self._cell(asked, rtt_ms, seed):
-                        return
+                for one in asked:
+                    for question in self.questions.lessons[:WARM_UP]:
+                        await one.edge.ask(question, seed=0, rtt_ms=rtt_ms)
+                await self._cell(asked, seed, rtt_ms)
         except EngineError as error:  # an agent's process died; the request it died of has its record
             log.warning("%s", error)
 
@@ -108,7 +109,7 @@ class Course:
         """One worker on a Redis of its own, and an agent for each variant, taught."""
         url = stack.enter_context(own_redis()).url
         logs = _made(self.work / f"logs-{group[0].name}")
-        running = await stack.enter_async_context(rig(url, group[0].resolved(self.common), logs))
+        running = await stack.enter_async_context(rig(url, group[0].resolved(self.common), group, logs))
         found = []
         for variant in group:
             self.progress(len(self.done), self.total, f"starting {variant.name}")
@@ -131,19 +132,13 @@ class Course:
             await edge.ask(question, seed=number, rtt_ms=0)
         _made(mark)
 
-    async def _cell(self, asked: list[Asked], rtt_ms: float, seed: int) -> bool:
-        """Every prompt at one RTT. False if something failed, so that processes are better started anew."""
-        if not self._left([one.variant for one in asked], seed, rtt_ms):
-            return True
-        for one in asked:
-            for question in self.questions.lessons[:WARM_UP]:
-                await one.edge.ask(question, seed=0, rtt_ms=rtt_ms)
+    async def _cell(self, asked: list[Asked], seed: int, rtt_ms: float) -> None:
+        """Every prompt that has no record yet, until one fails: processes are better started anew then."""
         for turn, question in enumerate(self.questions.asked):
             for one in turned(asked, turn):
                 key = Key(one.variant.name, rtt_ms, seed, question.number)
                 if key not in self.done and not await self._ask(one, question, key):
-                    return False
-        return True
+                    return
 
     async def _ask(self, asked: Asked, question: Question, key: Key) -> bool:
         self.progress(len(self.done), self.total, f"{key.rtt_ms:g} ms, seed {key.seed}, {key.variant}")
@@ -170,11 +165,10 @@ class Course:
         self.log.add({**key._asdict(), "family": question.family, "right": right, **told})
         self.done.add(key)
 
-    def _left(self, every: Sequence[Variant], seed: int, rtt_ms: float | None = None) -> bool:
-        """Whether something of this replicate, or of one RTT of it, has no record yet."""
-        rtts = self.experiment.rtt_ms if rtt_ms is None else (rtt_ms,)
-        places = product([one.name for one in every], rtts, [seed], [one.number for one in self.questions.asked])
-        return any(Key(*place) not in self.done for place in places)
+    def _left(self, every: Sequence[Variant], seed: int, rtt_ms: float) -> bool:
+        """Whether something of this cell has no record yet."""
+        places = product([one.name for one in every], [one.number for one in self.questions.asked])
+        return any(Key(name, rtt_ms, seed, number) not in self.done for name, number in places)
 
 
 @dataclass(frozen=True, slots=True)

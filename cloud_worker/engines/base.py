@@ -44,6 +44,7 @@ class VerifyRequest:
     After the round the engine decodes on for `continue_tokens` tokens, or until it draws one of `stop_ids`
     (which is emitted). A stop id inside the round itself cuts nothing (the edge does), but no continuation follows it.
     Prefix caches are shared only among requests of one `cache_salt`.
+    With `score` all len(draft) + 1 draws are wanted, each as if the draft before it had been accepted.
     """
 
     request_id: str
@@ -54,11 +55,15 @@ class VerifyRequest:
     continue_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     cache_salt: str = ""
+    score: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyEvent:
     """Draws that became known for a request, in order. The first event of a round holds accepted + 1 draws.
+
+    A scored request has one event, with len(draft) + 1 draws; `accepted` still counts those before the first that
+    differs from the draft.
 
     `rows` are the positions computed for it since its last event (prefix tail and padding included), `steps` the
     forward passes it took part in, `cached` the prefix rows that were not computed again. `done` ends the request;
@@ -93,6 +98,8 @@ def check_request(request: VerifyRequest, info: EngineInfo, running: Container[s
         raise RequestRefused("The prefix is empty; send at least one token.")
     if drafted > info.draft_max:
         raise RequestRefused(f"A draft of {drafted} exceeds this worker's {info.draft_max}; send a shorter one.")
+    if request.score and request.continue_tokens:
+        raise RequestRefused("A request that is scored cannot be continued; ask for one of the two.")
     if request.continue_tokens < 0 or total > info.context:
         raise RequestRefused(
             f"{len(request.prefix)} + {drafted} + 1 + {request.continue_tokens} tokens (prefix, draft, draw, "

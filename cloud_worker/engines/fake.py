@@ -143,19 +143,22 @@ class FakeVerifier(Verifier):
             return VerifyEvent(request.request_id, [], error=failure)
         draft = request.draft if round_.first else []
         cached = self._cached(request, round_.ids)
-        draws = self._draws(request.sampling, round_.ids, draft)
+        draws = self._draws(request.sampling, round_.ids, draft, forced=request.score)
         rows = len(round_.ids) - cached + len(draft)
         return self._emit(round_, draws, rows, cached if round_.first else 0)
 
-    def _draws(self, sampling: Sampling, prefix: list[int], draft: list[int]) -> list[int]:
-        """Draws after the prefix and after each accepted draft token, the last one being the correction or bonus."""
+    def _draws(self, sampling: Sampling, prefix: list[int], draft: list[int], *, forced: bool) -> list[int]:
+        """Draws after the prefix and after each accepted draft token, the last one being the correction or bonus.
+
+        With `forced` after each draft token, accepted or not.
+        """
         target = FakeTarget(prefix, sampling, self.info.vocab_size)
         draws: list[int] = []
         for i in range(len(draft) + 1):
             draws.append(self._flip(target, len(prefix) + i))
-            if i == len(draft) or draws[-1] != draft[i]:
+            if i == len(draft) or (draws[-1] != draft[i] and not forced):
                 break
-            target.extend(draws[-1:])
+            target.extend(draft[i : i + 1])
         return draws
 
     def _flip(self, target: FakeTarget, position: int) -> int:
@@ -168,7 +171,8 @@ class FakeVerifier(Verifier):
 
     def _emit(self, round_: _Round, draws: list[int], rows: int, cached: int) -> VerifyEvent:
         request = round_.request
-        round_.ids.extend(draws)
+        accepted = _agreeing(request.draft, draws) if round_.first else len(draws) - 1
+        round_.ids.extend([*request.draft, draws[-1]] if request.score else draws)
         self._remember(request, round_.ids)
         round_.left -= 0 if round_.first else 1
         round_.first = False
@@ -177,7 +181,7 @@ class FakeVerifier(Verifier):
             del self._rounds[request.request_id]
             if not self._keeps:
                 self.forget(request.session)
-        return VerifyEvent(request.request_id, draws, len(draws) - 1, rows, 1, cached, done)
+        return VerifyEvent(request.request_id, draws, accepted, rows, 1, cached, done)
 
     def _cached(self, request: VerifyRequest, ids: list[int]) -> int:
         held = self._resident.get(request.session, [])
@@ -193,3 +197,9 @@ class FakeVerifier(Verifier):
         self._resident.move_to_end(request.session)
         while len(self._resident) > _SESSIONS:
             self._resident.popitem(last=False)
+
+
+def _agreeing(draft: Sequence[int], draws: Sequence[int]) -> int:
+    """How many draft tokens come before the first that was not drawn."""
+    pairs = zip(draft, draws, strict=False)
+    return next((i for i, (drafted, drawn) in enumerate(pairs) if drafted != drawn), len(draft))

@@ -147,9 +147,10 @@ class LlamaCppVerifier(Verifier):
         assert slot is not None
         draft = round_.ids[base:]
         accepted = next((i for i, (a, b) in enumerate(zip(draft, target, strict=False)) if a != b), len(draft))
-        draws = target[: accepted + 1]
-        self._sequences.trim(slot, base + accepted)
-        round_.ids = [*round_.ids[: base + accepted], draws[-1]]
+        kept = len(draft) if request.score else accepted
+        draws = target[: kept + 1]
+        self._sequences.trim(slot, base + kept)
+        round_.ids = [*round_.ids[: base + kept], draws[-1]]
         round_.left -= 0 if round_.first else 1
         done = round_.left == 0 or any(t in request.stop_ids for t in draws)
         event = VerifyEvent(request.request_id, draws, accepted, round_.rows, round_.steps, round_.cached, done)

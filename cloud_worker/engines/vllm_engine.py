@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,7 +47,8 @@ class Round:
     """What engine, scheduler and runner share about one request: what to attach, when to stop, what it cost.
 
     The scheduler empties `draft` when it attaches it and counts `rows`, `steps` and `cached` since the last event;
-    the runner sets `undrawable` when a row of logits was NaN or infinite.
+    the runner sets `undrawable` when a row of logits was NaN or infinite. A scored round's draft is the session's text:
+    the runner accepts all of it and leaves its own draws in `scores`.
     """
 
     request_id: str
@@ -57,6 +58,8 @@ class Round:
     continue_tokens: int
     stop_ids: frozenset[int]
     parked_at: float = 0.0  # when its session began to wait for the next round, monotonic seconds
+    score: bool = False
+    scores: list[int] = field(default_factory=list)  # every draw of a scored round
     verified: bool = False
     undrawable: bool = False
     rows: int = 0
@@ -73,6 +76,7 @@ class Round:
             list(request.draft),
             request.continue_tokens,
             frozenset(request.stop_ids),
+            score=request.score,
         )
 
     def is_over(self, draws: list[int]) -> bool:
@@ -87,6 +91,9 @@ class Round:
         if self.undrawable or not draws:
             return VerifyEvent(self.request_id, [], 0, rows, steps, cached, error=_UNDRAWABLE)
         accepted = 0 if self.verified else len(draws) - 1
+        if self.score:
+            drafted, draws = draws[:-1], self.scores
+            accepted = next((i for i, (a, b) in enumerate(zip(drafted, draws, strict=False)) if a != b), len(drafted))
         if self.verified:
             self.continue_tokens -= len(draws)
         self.verified = True

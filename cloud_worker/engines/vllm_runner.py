@@ -66,8 +66,9 @@ def install(runner: Any) -> None:
 def sample(runner: Any, logits: torch.Tensor, spec_decode_metadata: SpecDecodeMetadata) -> SamplerOutput:
     """logits [rows, vocab] of every scheduled request's last 1 + K rows -> ids [requests, 1 + max K], -1 past the end.
 
-    A request's ids are its accepted drafts and one more draw. Rows of unfinished prefills are drawn as well;
-    `_bookkeeping_sync` discards them, as it does upstream.
+    A request's ids are its accepted drafts and one more draw; a scored one has all its drafts accepted, and its own
+    draws go to its round. Rows of unfinished prefills are drawn as well; `_bookkeeping_sync` discards them, as it does
+    upstream.
     """
     rounds = [runner.requests[i].sampling_params.extra_args[ROUND] for i in runner.input_batch.req_ids]
     counts = torch.tensor(spec_decode_metadata.num_draft_tokens) + 1
@@ -80,6 +81,13 @@ def sample(runner: Any, logits: torch.Tensor, spec_decode_metadata: SpecDecodeMe
     accepted[drafted_rows] = draws[drafted_rows] == spec_decode_metadata.draft_token_ids
     for row in (draws == UNDRAWABLE).nonzero().flatten().tolist():
         rounds[owner[row]].undrawable = True
+    if any(round_.score for round_ in rounds):
+        scored = torch.tensor([round_.score for round_ in rounds])[owner].to(draws.device)
+        for round_, own in zip(rounds, torch.split(draws, counts.tolist()), strict=True):
+            round_.scores = own.tolist() if round_.score else []
+        forced = drafted_rows[scored[drafted_rows]]
+        draws[forced] = spec_decode_metadata.draft_token_ids[scored[drafted_rows]].to(draws.dtype)
+        accepted[forced] = True
     return SamplerOutput(_until_rejected(draws.clamp_(min=0), accepted, owner, counts), logprobs_tensors=None)
 
 

@@ -12,12 +12,12 @@ LENGTHS = (2, 4, 8)
 RTTS_MS = (0, 40)
 
 
-def main(out: str, engine: str = "llamacpp", per_family: int = 1) -> None:
+def main(out: str, engine: str = "llamacpp", prompts: Path | None = None) -> None:
     """Measure, write the report, and print how fast each length is."""
     modes = [f"no_confidence+draft_tokens={length}" for length in LENGTHS]
     settings = {"engine": engine, "temperature": 0.7, "top_p": 0.9}
     experiment = Experiment(
-        Path(out), modes=",".join(modes), seeds=2, rtt_ms=RTTS_MS, per_family=per_family, settings=settings
+        Path(out), modes=",".join(modes), seeds=2, rtt_ms=RTTS_MS, prompts=prompts, per_family=1, settings=settings
     )
     folder = run(experiment, progress=lambda done, total, what: print(f"{done}/{total} {what}", file=sys.stderr))
     data = load(folder)

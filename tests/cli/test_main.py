@@ -77,7 +77,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["submit", "x", "--sed", "3"], "--seed"),
         (["submit"], "Missing argument"),
         (["submit", "x", "--seed", "three"], "--seed"),
-        (["submit", "x", "--mode", "exakt"], "exact, cloud_only or edge_only"),
+        (["submit", "x", "--mode", "exakt"], "exact, gated, cloud_only or edge_only"),
         (["submit", "x", "--config", "none.toml"], "none.toml"),
         (["demo", "--prompts", "0"], "--prompts"),
         (["queue", "peak"], "Did you mean 'peek'?"),

@@ -16,7 +16,7 @@ def engine() -> FakeVerifier:
     return FakeVerifier(context=256, draft_max=8)
 
 
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("check", [*contract.CHECKS, *contract.RESIDENT_CHECKS], ids=lambda c: c.__name__)
 def test_contract(engine: Verifier, check: Callable[[Verifier], None]) -> None:
     check(engine)
 

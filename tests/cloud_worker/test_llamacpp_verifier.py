@@ -29,7 +29,7 @@ def engine(model_file: Path) -> Iterator[LlamaCppVerifier]:
     verifier.close()
 
 
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("check", [*contract.CHECKS, *contract.RESIDENT_CHECKS], ids=lambda c: c.__name__)
 def test_contract(engine: LlamaCppVerifier, check: Callable[[LlamaCppVerifier], None]) -> None:
     check(engine)
 

@@ -17,7 +17,7 @@ from pilotfish.cloud_worker.engines.fake import FakeVerifier
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification, coalesced
 from pilotfish.protocol.errors import EngineError, RequestRefused
 from pilotfish.protocol.history import History
-from pilotfish.protocol.messages import Message, Refusal, Sampling, Verdict, VerifyJob
+from pilotfish.protocol.messages import Message, Refusal, Sampling, ScoreJob, Scores, Verdict, VerifyJob
 
 OTHER = "f" * 32
 
@@ -74,7 +74,9 @@ class Desk:
         self.answers: dict[str, list[tuple[Any, bool]]] = {}
         self.finished: list[str] = []
 
-    async def handle(self, request_id: str, wanted: VerifyJob, *, tenant: str = "default", age_ms: int = 1) -> Any:
+    async def handle(
+        self, request_id: str, wanted: VerifyJob | ScoreJob, *, tenant: str = "default", age_ms: int = 1
+    ) -> Any:
         """The last answer; it must be the only one marked so."""
         said = self.answers.setdefault(request_id, [])
 
@@ -86,7 +88,7 @@ class Desk:
         assert [last for _, last in said] == [False] * (len(said) - 1) + [True]
         return said[-1][0]
 
-    def begin(self, request_id: str, wanted: VerifyJob, **about: Any) -> asyncio.Task[Any]:
+    def begin(self, request_id: str, wanted: VerifyJob | ScoreJob, **about: Any) -> asyncio.Task[Any]:
         return asyncio.create_task(self.handle(request_id, wanted, **about))
 
     async def running(self, count: int) -> None:
@@ -329,3 +331,47 @@ async def test_events_before_a_cancel_are_not_lost() -> None:
     merged = [event async for event in coalesced(events(), 1000.0)]
     assert [event.draws for event in merged] == [[0], [1, 2]]
     assert not merged[-1].done
+
+
+# --- audits --------------------------------------------------------------------------------------------------
+
+
+def audit(ids: tuple[int, ...], draft: list[int], /, **changes: Any) -> ScoreJob:
+    wanted = job(ids, draft, **changes)
+    fields = {name: getattr(wanted, name) for name in ScoreJob.model_fields if name != "type"}
+    return ScoreJob(**fields)
+
+
+async def test_an_audit_gets_every_draw_along_its_text(desk: Desk) -> None:
+    right = draws(PROMPT, 4)
+    text = [right[0], (right[1] + 1) % 256, 9]
+    scores = await desk.handle("a", audit(PROMPT, text))
+    assert isinstance(scores, Scores)
+    assert list(scores.draws) == [draws([*PROMPT, *text[:at]], 1)[0] for at in range(4)]
+    assert (scores.base, scores.worker, scores.credit) == (len(PROMPT), "w1", 3)
+    assert desk.verification.counts["scored"] == 1
+    assert desk.verification.counts["verified"] == desk.verification.counts["tokens"] == 0
+
+
+async def test_an_audit_goes_on_where_the_last_one_ended(desk: Desk) -> None:
+    text = [5, 6, 7, 8]
+    await desk.handle("a", audit(PROMPT, text[:2]))
+    whole = (*PROMPT, *text[:3])
+    next_one = audit(whole, text[3:], offset=len(PROMPT) + 2, ids=whole[len(PROMPT) + 2 :])
+    assert list((await desk.handle("b", next_one)).draws) == [draws(whole, 1)[0], draws([*whole, 8], 1)[0]]
+
+
+async def test_an_audit_is_never_stale_and_rejects_nothing(desk: Desk) -> None:
+    """It is about committed text: a rejected epoch does not matter to it, and its wrong tokens reject none."""
+    await desk.handle("wrong", job(PROMPT, [(draws(PROMPT, 1)[0] + 1) % 256], epoch=4))
+    assert isinstance(await desk.handle("a", audit(PROMPT, [1, 2], epoch=4)), Scores)
+    assert isinstance(await desk.handle("b", job(PROMPT, [], epoch=5)), Verdict)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"offset": 3, "ids": PROMPT[3:]}, "need_prefix"), ({"digest": b"x" * 16}, "bad_request")],
+)
+async def test_an_audit_is_checked_like_any_job(desk: Desk, changes: dict[str, Any], code: str) -> None:
+    refused = await desk.handle("a", audit(PROMPT, [1], **changes))
+    assert (refused.code, refused.round) == (code, 0)

@@ -192,11 +192,9 @@ def test_a_request_keeps_its_own_parameters_in_a_mixed_batch(rounds: Rounds) -> 
 
 # --- the contract of every verifier --------------------------------------------------------------------------
 
+
 # check_counts asks for a session that stays in the engine; these rounds are stateless and reuse whole blocks only.
-CHECKS = [check for check in contract.CHECKS if check is not contract.check_counts]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
 def test_contract(engine: VllmVerifier, check: Callable[[VllmVerifier], None]) -> None:
     check(engine)
 
@@ -279,6 +277,11 @@ def resident(opened: VllmVerifier) -> Iterator[Rounds]:
     opened.reset()
     yield Rounds(opened)
     opened.reset()
+
+
+@pytest.mark.parametrize("check", contract.RESIDENT_CHECKS, ids=lambda check: check.__name__)
+def test_contract_of_sessions_that_stay(resident: Rounds, check: Callable[[VllmVerifier], None]) -> None:
+    check(resident.engine)
 
 
 @pytest.mark.parametrize("length", [2, 31, 32, 33, 63, 64, 65, 200, 350])

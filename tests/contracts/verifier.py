@@ -124,6 +124,39 @@ def check_accepts_what_it_would_draw(engine: Verifier, sampling: Sampling) -> No
     assert (event.accepted, event.draws) == (1, right[:2])
 
 
+def check_scores(engine: Verifier, sampling: Sampling) -> None:
+    """Every draw along a text that the target would not have written, and the session goes on as if nothing was."""
+    right = plain(engine, PROMPT, 4, sampling)
+    draft = [right[0], (right[1] + 1) % 200, 7, 9][: engine.info.draft_max]
+    places = range(len(draft) + 1)
+    want = [plain(engine, PROMPT + draft[:at], 1, sampling)[0] for at in places]
+    session = fresh()
+    request = VerifyRequest(fresh("r"), session, list(PROMPT), draft, sampling, score=True)
+    engine.submit(request)
+    events: list[VerifyEvent] = []
+    while engine.busy:
+        events += engine.step()
+    (event,) = events
+    assert (event.draws, event.accepted, event.done, event.error) == (want, 1, True, "")
+    assert event.rows >= len(draft) + 1
+    after = PROMPT + draft
+    behind = plain(engine, after, 3, sampling)
+    warm = round_(engine, session, [*after, behind[0]], behind[1:], sampling)
+    assert warm.draws[:2] == behind[1:]
+    with pytest.raises(RequestRefused, match="one of the two"):
+        engine.submit(VerifyRequest(fresh("r"), session, list(PROMPT), draft, sampling, 3, score=True))
+
+
+def check_scored_text_stays(engine: Verifier) -> None:
+    """What was scored is the session's text: its KV serves the next round. For engines that keep sessions."""
+    session, draft = fresh(), [7, 9, 11]
+    request = VerifyRequest(fresh("r"), session, list(PROMPT), draft, Sampling(), score=True)
+    engine.submit(request)
+    while engine.busy:
+        engine.step()
+    assert round_(engine, session, [*PROMPT, *draft, 13], [], Sampling()).cached == len(PROMPT) + len(draft)
+
+
 def check_counts(engine: Verifier) -> None:
     """A warm round computes what is missing of the prefix, one row per draft token, and at most one row of padding."""
     session, sampling = fresh(), Sampling()
@@ -320,8 +353,9 @@ def check_forget(engine: Verifier) -> None:
     assert after.rows - (len(PROMPT) - after.cached + 1) in (0, 1)
 
 
+#: of engines that keep a session's KV between rounds
+RESIDENT_CHECKS: list[Callable[[Verifier], None]] = [check_counts, check_scored_text_stays]
 CHECKS: list[Callable[[Verifier], None]] = [
-    check_counts,
     check_sessions_share_steps,
     check_continuations_share_steps,
     check_long_prefix_beside_rounds,
@@ -332,6 +366,7 @@ CHECKS: list[Callable[[Verifier], None]] = [
     check_forget,
 ]
 SAMPLED_CHECKS: list[Callable[[Verifier, Sampling], None]] = [
+    check_scores,
     check_accepts_what_it_would_draw,
     check_continuation,
     check_stop_ids,

@@ -19,7 +19,8 @@ WARM = Sampling(temperature=1.0, seed=7)
 @pytest.mark.parametrize("window", [1, 3])
 async def test_exact_and_cloud_only_give_the_targets_own_text(redis_url: str, window: int) -> None:
     async with worker(redis_url), agent(redis_url) as running:
-        exact, drafted = await text_of(running, Task(PROMPT, "exact", sampling=WARM, max_tokens=60, window=window))
+        task = Task(PROMPT, "exact", sampling=WARM, max_tokens=60, drafting="fixed", window=window)
+        exact, drafted = await text_of(running, task)
         cloud, continued = await text_of(running, Task(PROMPT, "cloud_only", sampling=WARM, max_tokens=60))
     assert exact == cloud == draws(PROMPT, 60, WARM)
     assert 0 < drafted.summary().rounds < 60

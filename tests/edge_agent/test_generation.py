@@ -174,6 +174,19 @@ async def test_an_empty_draft_still_asks_for_a_token() -> None:
     assert await text(start(Cloud(), draft=full, max_tokens=5)) == draws(PROMPT, 5)
 
 
+async def test_a_drafter_that_has_no_more_to_give_is_not_asked_in_a_hot_loop() -> None:
+    cloud, asked = Cloud(script=[silent]), 0
+
+    async def once(session: str, ids: Sequence[int], count: int, *_: Any) -> Draft:
+        nonlocal asked
+        asked += 1
+        return Draft(draws(ids, 1), [1.0]) if asked == 1 else Draft()
+
+    generation = start(cloud, draft=once, window=4, draft_tokens=1, max_tokens=8)
+    assert await text(generation) == draws(PROMPT, 8)
+    assert asked < 12
+
+
 async def test_the_worker_that_answered_is_asked_again_and_told_of_the_end() -> None:
     cloud = Cloud()
     generation = start(cloud)

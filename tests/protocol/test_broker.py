@@ -96,6 +96,22 @@ async def _readers(redis: Redis) -> int:
     return sum(client["cmd"].startswith("xread") and "b" in client["flags"] for client in await redis.client_list())
 
 
+async def test_two_agents_of_one_name_both_hear_everything(redis: Redis, edge: EdgeBroker) -> None:
+    twin = EdgeBroker(redis, TENANT, "edge1", "another-boot")
+    await say(redis, refusal(3))
+    assert [await anext(edge.replies()), await anext(twin.replies())] == [refusal(3)] * 2
+
+
+async def test_a_reply_stream_that_ran_out_of_its_life_is_opened_again(redis: Redis, edge: EdgeBroker) -> None:
+    replies = edge.replies()
+    waiting = asyncio.create_task(anext(replies))
+    await wait_until(lambda: _readers(redis), "the reader to wait")
+    await redis.delete(keys.replies(TENANT, "edge1"))
+    await say(redis, refusal(4))
+    assert await asyncio.wait_for(waiting, 8) == refusal(4)
+    assert 0 < await redis.pttl(keys.replies(TENANT, "edge1")) <= keys.REPLY_TTL_MS
+
+
 async def test_what_cannot_be_read_is_told_and_the_rest_goes_on(redis: Redis, edge: EdgeBroker) -> None:
     await redis.xadd(keys.replies(TENANT, "edge1"), {keys.FIELD_MESSAGE: b"\xc1"})
     await say(redis, refusal(7))

@@ -42,6 +42,20 @@ EVERY_FIELD: dict[str, m.Message] = {
         ids=(0,),
         continue_tokens=64,
     ),
+    "score": m.ScoreJob(
+        agent="phone-1",
+        boot="b7",
+        session=SESSION,
+        epoch=3,
+        round=11,
+        base=5,
+        digest=DIGEST,
+        offset=2,
+        ids=(7, 300, 70000),
+        draft=(1, 2**31 - 1),
+        sampling=SAMPLING,
+        deadline_ms=2000,
+    ),
     "cancel": m.Cancel(agent="a", boot="b", session=SESSION),
     "close": m.Close(agent="a", boot="b", session=SESSION),
     "verdict": m.Verdict(
@@ -69,6 +83,19 @@ EVERY_FIELD: dict[str, m.Message] = {
     "verdict, with the price of a row": m.Verdict(
         boot="b", session=SESSION, epoch=0, round=0, base=1, digest=DIGEST, draws=(0,), worker="w", row_ms=0.5
     ),
+    "scores": m.Scores(
+        boot="b7",
+        session=SESSION,
+        round=11,
+        base=5,
+        digest=DIGEST,
+        draws=(1, 8, 9),
+        worker="w.0",
+        credit=4,
+        engine_ms=12.5,
+        rows=3,
+        steps=1,
+    ),
     "refusal": m.Refusal(
         boot="b7",
         session=SESSION,
@@ -91,6 +118,7 @@ EVERY_FIELD: dict[str, m.Message] = {
         draft_tokens=0,
         deadline_ms=5000,
     ),
+    "prompt, gated": m.Prompt(request=SESSION, text="x", mode="gated", max_disagreement=0.005),
     "cancel_request": m.CancelRequest(request=SESSION),
     "accepted": m.Accepted(request=SESSION, agent="phone-1", prompt_tokens=12, seed=2**63),
     "text": m.Text(request=SESSION, start=3, ids=(5, 6), pieces=("a", "é"), origins=("accepted", "local")),
@@ -117,6 +145,11 @@ EVERY_FIELD: dict[str, m.Message] = {
             draft_ms=40.0,
         ),
     ),
+    "finished, gated": m.Finished(
+        request=SESSION,
+        reason="stop",
+        summary=m.Summary(tokens=8, local=6, unverified=6, never_sent=2, audited=6, audit_disagreed=1),
+    ),
     "finished, with every default": m.Finished(request=SESSION, reason="stop", summary=m.Summary()),
     "finished, partly by the cloud alone": m.Finished(
         request=SESSION, reason="stop", summary=m.Summary(tokens=9, continued=8, ceded=8)
@@ -137,6 +170,13 @@ GOLDEN: dict[str, str] = {
         "8ca56167656e74a161a4626f6f74a162a773657373696f6ed9203031323334353637383961626364656630313233343536373839"
         "616263646566a565706f636800a5726f756e6400a46261736501a6646967657374c410000102030405060708090a0b0c0d0e0fa6"
         "6f666673657400a36964739100af636f6e74696e75655f746f6b656e7340a17601a474797065a6766572696679"
+    ),
+    "score": (
+        "8ea56167656e74a770686f6e652d31a4626f6f74a26237a773657373696f6ed92030313233343536373839616263646566303132"
+        "33343536373839616263646566a565706f636803a5726f756e640ba46261736505a6646967657374c41000010203040506070809"
+        "0a0b0c0d0e0fa66f666673657402a36964739307cd012cce00011170a564726166749201ce7fffffffa873616d706c696e6785ab"
+        "74656d7065726174757265cb3fe6666666666666a5746f705f6b28a5746f705f70cb3feccccccccccccda56d696e5f70cb3fa999"
+        "999999999aa473656564cfffffffffffffffffab646561646c696e655f6d73cd07d0a17601a474797065a573636f7265"
     ),
     "cancel": (
         "85a56167656e74a161a4626f6f74a162a773657373696f6ed9203031323334353637383961626364656630313233343536373839"
@@ -163,6 +203,12 @@ GOLDEN: dict[str, str] = {
         "706f636800a5726f756e6400a46261736501a6646967657374c410000102030405060708090a0b0c0d0e0fa564726177739100a6"
         "776f726b6572a177a6726f775f6d73cb3fe0000000000000a17601a474797065a776657264696374"
     ),
+    "scores": (
+        "8da4626f6f74a26237a773657373696f6ed9203031323334353637383961626364656630313233343536373839616263646566a5"
+        "726f756e640ba46261736505a6646967657374c410000102030405060708090a0b0c0d0e0fa5647261777393010809a6776f726b"
+        "6572a3772e30a663726564697404a9656e67696e655f6d73cb4029000000000000a4726f777303a5737465707301a17601a47479"
+        "7065a673636f726573"
+    ),
     "refusal": (
         "8aa4626f6f74a26237a773657373696f6ed9203031323334353637383961626364656630313233343536373839616263646566a5"
         "65706f636803a5726f756e6409a4636f6465ab6e6565645f707265666978a873656e74656e6365ac77686f20697320746869733f"
@@ -177,6 +223,10 @@ GOLDEN: dict[str, str] = {
         "6e7308a873616d706c696e6785ab74656d7065726174757265cb3fe6666666666666a5746f705f6b28a5746f705f70cb3feccccc"
         "cccccccda56d696e5f70cb3fa999999999999aa473656564cfffffffffffffffffac64726166745f746f6b656e7300ab64656164"
         "6c696e655f6d73cd1388a17601a474797065a670726f6d7074"
+    ),
+    "prompt, gated": (
+        "86a772657175657374d9203031323334353637383961626364656630313233343536373839616263646566a474657874a178a46d"
+        "6f6465a56761746564b06d61785f64697361677265656d656e74cb3f747ae147ae147ba17601a474797065a670726f6d7074"
     ),
     "cancel_request": (
         "83a772657175657374d9203031323334353637383961626364656630313233343536373839616263646566a17601a474797065ae"
@@ -198,6 +248,11 @@ GOLDEN: dict[str, str] = {
         "77730cab636c6f75645f737465707303a7726573656e647301a86465677261646564c3a47365656407ae66697273745f746f6b65"
         "6e5f6d73cb3ff8000000000000a8746f74616c5f6d73cb4056900000000000a8636c6f75645f6d73cb403e000000000000a86472"
         "6166745f6d73cb4044000000000000a17601a474797065a866696e6973686564"
+    ),
+    "finished, gated": (
+        "85a772657175657374d9203031323334353637383961626364656630313233343536373839616263646566a6726561736f6ea473"
+        "746f70a773756d6d61727986a6746f6b656e7308a56c6f63616c06aa756e766572696669656406aa6e657665725f73656e7402a7"
+        "6175646974656406af61756469745f64697361677265656401a17601a474797065a866696e6973686564"
     ),
     "finished, with every default": (
         "85a772657175657374d9203031323334353637383961626364656630313233343536373839616263646566a6726561736f6ea473"

@@ -118,7 +118,7 @@ def test_a_table_in_the_file_is_an_unknown_name(tmp_path: Path) -> None:
         ("window", "1.5", "an integer from 1 to 16"),
         ("temperature", "nan", "a number from 0 to 100"),
         ("top_p", "0", "a number above 0 to 1"),
-        ("mode", "gatd", "exact, cloud_only or edge_only"),
+        ("mode", "gatd", "exact, gated, cloud_only or edge_only"),
         ("on_cloud_loss", "panic", "wait or local"),
         ("engine", "tensorrt", "auto, vllm, llamacpp or fake"),
         ("tenant", "a b", "a text that matches .*"),

@@ -9,7 +9,7 @@ import redis.exceptions as rx
 from redis.asyncio import Redis
 
 from helpers import wait_until
-from pilotfish.protocol.wire import KEEP, Wire, entries
+from pilotfish.protocol.wire import KEEP, Lane, Wire, entries
 
 
 @pytest.fixture
@@ -117,3 +117,63 @@ async def test_a_server_that_says_nothing_costs_every_call_its_time_once() -> No
         assert asyncio.get_running_loop().time() - began < 1.5
     server.close()
     await server.wait_closed()
+
+
+# --- one lane ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lane(redis: Redis) -> Lane:
+    return Lane(redis, seconds=5.0)
+
+
+async def test_commands_of_a_lane_leave_in_order_on_one_connection(lane: Lane, redis: Redis) -> None:
+    before = await connections(redis)
+    answers = await asyncio.gather(*(lane.call("ECHO", str(number)) for number in range(50)))
+    assert answers == [str(number).encode() for number in range(50)]
+    assert await connections(redis) == before + 1
+
+
+async def test_a_command_that_blocks_is_followed_by_the_next_without_asking(lane: Lane, redis: Redis) -> None:
+    """The second read is in Redis before the first is answered, so both entries come although nobody asks again."""
+    await redis.xgroup_create("pf:s", "g", id="0", mkstream=True)
+    await redis.pexpire("pf:s", 10_000)
+    read = ("XREADGROUP", "GROUP", "g", "c", "BLOCK", 5000, "NOACK", "STREAMS", "pf:s", ">")
+    first, second = asyncio.create_task(lane.call(*read)), asyncio.create_task(lane.call(*read))
+    await wait_until(lambda: blocked(redis), "the first read to block")
+    for value in ("1", "2"):
+        await redis.xadd("pf:s", {"a": value})
+        await wait_until(lambda: first.done() if value == "1" else second.done(), "its answer")  # noqa: B023
+    got = [entries(await answer)[0][1][0][1] for answer in (first, second)]
+    assert got == [{b"a": b"1"}, {b"a": b"2"}]
+
+
+async def test_an_error_of_redis_is_told_to_its_own_call_only(lane: Lane) -> None:
+    told = await asyncio.gather(lane.call("PING"), lane.call("NOSUCH"), lane.call("PING"), return_exceptions=True)
+    assert (told[0], told[2]) == (b"PONG", b"PONG")
+    assert isinstance(told[1], rx.ResponseError)
+
+
+async def test_the_answer_of_a_cancelled_call_is_dropped_and_the_next_has_its_own(lane: Lane, redis: Redis) -> None:
+    waiting = asyncio.create_task(lane.call("BLPOP", "pf:nothing", 1))
+    await wait_until(lambda: blocked(redis), "the call to block")
+    waiting.cancel()
+    assert await lane.call("ECHO", "next") == b"next"
+
+
+async def test_a_lost_connection_fails_what_is_under_way_and_the_next_call_connects_again(
+    lane: Lane, redis: Redis
+) -> None:
+    waiting = [asyncio.create_task(lane.call("BLPOP", "pf:nothing", 0)) for _ in range(2)]
+    await wait_until(lambda: blocked(redis), "the call to block")
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    lost = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(error, rx.ConnectionError) for error in lost)
+    assert await lane.call("PING") == b"PONG"
+
+
+async def test_a_lane_whose_redis_says_nothing_times_out_and_goes_on(redis: Redis) -> None:
+    lane = Lane(redis, seconds=0.1)
+    with pytest.raises(rx.TimeoutError, match="no answer within 0.1 s"):
+        await lane.call("BLPOP", "pf:nothing", 0)
+    assert await lane.call("PING") == b"PONG"

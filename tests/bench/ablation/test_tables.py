@@ -43,9 +43,9 @@ def test_figures_of_one_request(name: str, value: float) -> None:
 
 
 def test_drafts_behind_a_mismatch_were_not_judged() -> None:
-    assert judged(record()) == [(0, 0.95, True), (1, 0.9, True), (2, 0.4, False)]
+    assert judged(record()) == [(0, 0.95, 1.0, True), (1, 0.9, 1.0, True), (2, 0.4, 0.2, False)]
     assert judged(record(rounds=[{**ROUND, "accepted": None}])) == []
-    assert judged(record(rounds=[{**ROUND, "accepted": 4}]))[-1] == (3, 0.8, True)
+    assert judged(record(rounds=[{**ROUND, "accepted": 4}]))[-1] == (3, 0.8, 0.9, True)
 
 
 def test_a_failure_is_a_wrong_answer_and_nothing_else() -> None:
@@ -81,9 +81,16 @@ def test_the_frontier_holds_whom_nobody_dominates() -> None:
 
 
 def test_confidence_is_binned_and_its_error_weighted() -> None:
-    found = {row["from"]: row for row in rows("confidence", data(record()))}
-    assert {bin: (row["accepted"], row["rejected"]) for bin, row in found.items()} == {0.9: (2, 0), 0.4: (0, 1)}
-    assert found[0.9]["ece"] == pytest.approx((abs(0.95 + 0.9 - 2) + 0.4) / 3)
+    found = {(row["kind"], row["from"]): row for row in rows("confidence", data(record()))}
+    counts = {bin: (row["accepted"], row["rejected"]) for bin, row in found.items()}
+    assert counts == {
+        ("raw", 0.9): (2, 0),
+        ("raw", 0.4): (0, 1),
+        ("calibrated", 0.9): (2, 0),
+        ("calibrated", 0.2): (0, 1),
+    }
+    assert found["raw", 0.9]["ece"] == pytest.approx((abs(0.95 + 0.9 - 2) + 0.4) / 3)
+    assert found["calibrated", 0.9]["ece"] == pytest.approx(0.2 / 3)
 
 
 def test_acceptance_by_position_counts_what_was_reached() -> None:
