@@ -10,7 +10,8 @@ from pilotfish.bench.ablation import manifest as manifests
 from pilotfish.bench.ablation.presets import PRESETS
 
 ROUND = {
-    "epoch": 0, "round": 0, "base": 10, "drafted": 4, "continues": 0, "confidences": [0.95, 0.9, 0.4, 0.8], "estimates": [1.0, 1.0, 0.2, 0.9],
+    "epoch": 0, "round": 0, "base": 10, "drafted": 4, "continues": 0,
+    "confidences": [0.95, 0.9, 0.4, 0.8], "estimates": [1.0, 1.0, 0.2, 0.9],
     "sent_ms": 1.0, "answered_ms": 9.0, "accepted": 2, "refused": None, "sends": 1, "rows": 5, "steps": 1,
     "cached": 10, "engine_ms": 3.0, "queue_ms": 0.1, "job_bytes": 100, "reply_bytes": 50,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from pilotfish.protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS: Final = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
@@ -109,6 +110,16 @@ def log_limits(rows: Sequence[Row], name: str) -> tuple[float, float]:
     values = [row[f"{name}{part}"] for row in rows for part in ("", "_low", "_high")]
     known = [value for value in values if value]
     return min(known) / 1.2, max(known) * 1.2
+
+
+def log_ticks(axis: Axis) -> None:
+    """Plain numbers on a log scale, as many as there is room for."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 3) if high > 30 * low else (1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def line_with_band(axis: Axes, line: dict[str, Any], x: Sequence[float], rows: Sequence[Row], *names: str) -> None:

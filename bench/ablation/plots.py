@@ -17,6 +17,7 @@ from pilotfish.bench.ablation.canvas import (
     legend,
     line_with_band,
     log_limits,
+    log_ticks,
     panels,
     rtts,
     style,
@@ -65,7 +66,7 @@ def latency(tables: Tables, look: Look) -> Figure:
                 if values:
                     axis.ecdf(values, **{k: v for k, v in look.of(variant).items() if k != "marker"})
             axis.set(xscale="log", title=f"RTT {rtt:g} ms", ylim=(0, 1.02))
-            axis.xaxis.set_major_formatter("{x:g}")
+            log_ticks(axis.xaxis)
             if line == len(shown) - 1:
                 axis.set_xlabel(title)
         axes[2 * line].set_ylabel("share of requests")
@@ -86,7 +87,7 @@ def throughput(tables: Tables, look: Look) -> Figure:
                 axis.axvline(row["tokens_per_second"], color="#000000", linewidth=0.8, linestyle=":", zorder=1)
         axis.set(xlabel="tokens per second", xscale="log", yticks=list(places.values()), yticklabels=list(places))
         axis.set_xlim(log_limits(tables["throughput"].rows, "tokens_per_second"))
-        axis.xaxis.set_major_formatter("{x:g}")
+        log_ticks(axis.xaxis)
         axis.margins(y=0.12)
     return figure
 
@@ -134,9 +135,9 @@ def _reliability(axis: Axes, kind: str, rows: Sequence[Row], look: Look, variant
         line = look.of(variant) | {"label": f"{variant}: ECE {own[0]['ece']:.3f}"}
         axis.plot([row["mean"] for row in own], [row["accepted_share"] for row in own], **line)
     words = {"raw": "mean confidence of the bin", "calibrated": "mean calibrated confidence of the bin"}
-    axis.set(xlabel=words[kind], ylabel="share accepted", title=f"reliability, {kind}", xlim=(-0.02, 1.02),
-             ylim=(-0.02, 1.02))  # fmt: skip
-    axis.legend(loc="upper left", fontsize=9)
+    axis.set(xlabel=words[kind], ylabel="share accepted", title=f"reliability, {kind}", xlim=(-0.05, 1.05),
+             ylim=(-0.05, 1.05))  # fmt: skip
+    axis.legend(loc="best", fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _histogram(axis: Axes, variant: str, rows: Sequence[Row]) -> None:
@@ -197,13 +198,15 @@ def rtt(tables: Tables, look: Look) -> Figure:
                      label=f"as fast as {row['reference']}: {row['rtt_ms']:.1f} ms")  # fmt: skip
     axis.set(xlabel="round-trip time edge to Redis [ms]", ylabel="tokens per second", yscale="log",
              ylim=log_limits(tables["rtt"].rows, speed[0]))  # fmt: skip
-    axis.yaxis.set_major_formatter("{x:g}")
+    log_ticks(axis.yaxis)
     legend(figure, axis)
     return figure
 
 
 def _stacked(table: Table, look: Look, parts: dict[str, str], title: str) -> Figure:
     """Horizontal bars of parts, a panel per RTT."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, parted = by_rtt(table, 0.8 + 0.4 * len(look.order), sharex=True)
     places = {variant: -place for place, variant in enumerate(look.order)}
     for axis, _, rows in parted:
@@ -215,6 +218,8 @@ def _stacked(table: Table, look: Look, parts: dict[str, str], title: str) -> Fig
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axis.set(xlabel=title, yticks=list(places.values()), yticklabels=list(places))
         axis.grid(visible=False, axis="y")
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter("{x:g}")
     legend(figure, *(axis for axis, *_ in parted))
     return figure
 

@@ -20,13 +20,15 @@ from pilotfish.bench.ablation.measures import Prices
 from pilotfish.bench.ablation.presets import BASELINE
 from pilotfish.bench.ablation.tables import all_tables
 from pilotfish.bench.ablation.words import CAPTIONS, LIMITS, METHOD
+from pilotfish.cli.render import counted
 
 TABLES, PLOTS, MARKDOWN, HTML = "tables", "plots", "report.md", "report.html"
 
 SHOWN: Final = (  # measure, heading, decimals
     ("tokens_per_second", "tokens/s", 0), ("first_token_ms", "first token, ms", 1), ("accuracy", "accuracy", 3),
     ("cloud_rows_per_token", "rows/token", 2), ("cloud_steps_per_token", "steps/token", 2),
-    ("unverified", "unverified", 3), ("wire_bytes_per_token", "bytes/token", 0), ("cost_per_1k_tokens", "cost/1k", 4),
+    ("unverified", "unverified", 3), ("never_sent", "never sent", 3), ("wire_bytes_per_token", "bytes/token", 0),
+    ("cost_per_1k_tokens", "cost/1k", 4),
 )  # fmt: skip
 COMPARED: Final = ("tokens_per_second", "first_token_ms", "accuracy", "same_text", "cloud_rows_per_token",
                    "wire_bytes_per_token", "cost_per_1k_tokens")  # fmt: skip
@@ -78,9 +80,7 @@ def blocks(data: Data, tables: dict[str, Table]) -> Iterator[Block]:
     yield Block("text", _what(data))
     yield from _warnings(data, tables)
     for rtt in data.rtts:
-        yield Block("heading", f"Figures at an RTT of {rtt:g} ms")
-        yield _figures(data, tables["summary"].rows, rtt)
-        yield Block("heading", f"Against the baseline at {rtt:g} ms")
+        yield Block("heading", f"Against the baseline, RTT {rtt:g} ms")
         yield _comparison(tables["summary"].rows, rtt)
     if "break_even" in tables:
         yield Block("heading", "Break-even")
@@ -91,6 +91,9 @@ def blocks(data: Data, tables: dict[str, Table]) -> Iterator[Block]:
         yield Block("heading", heading)
         yield Block("picture", heading, f"{PLOTS}/{name}.png")
         yield Block("text", caption)
+    for rtt in data.rtts:
+        yield Block("heading", f"All figures, RTT {rtt:g} ms")
+        yield _figures(data, tables["summary"].rows, rtt)
     yield from _method(data)
 
 
@@ -100,7 +103,7 @@ def _what(data: Data) -> str:
     return (
         f"{len(data.records)} of {cells * asked['asked'] * data.manifest['experiment']['seeds']} requests: "
         f"{len(data.variants)} variants, RTT {', '.join(f'{rtt:g}' for rtt in data.rtts)} ms, "
-        f"{data.manifest['experiment']['seeds']} seeds, {asked['asked']} prompts of {asked['name']}, "
+        f"{counted(data.manifest['experiment']['seeds'], 'seed')}, {asked['asked']} prompts of {asked['name']}, "
         f"{asked['with_answer']} of them with a checkable answer. Real processes: Redis, "
         f"worker, agent, and a proxy that delays. The baseline is {data.manifest['about'][BASELINE]}."
     )
@@ -118,7 +121,7 @@ def _warnings(data: Data, tables: dict[str, Table]) -> Iterator[Block]:
             yield Block("warning", f"This run was interrupted, and its {part} changed in between.")
     if "failures" in tables:
         rows = tables["failures"].rows
-        yield Block("warning", f"{len(rows)} requests failed. They count as wrong answers and in no other figure.")
+        yield Block("warning", f"{counted(len(rows), 'failure')}: counted as wrong answers, and in no other figure.")
         yield _table(list(rows[0]), [[f"{value}" for value in row.values()] for row in rows])
 
 
@@ -139,8 +142,8 @@ def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> Block:
 def _figure(row: Row | None, digits: int) -> str:
     if row is None:
         return "–"
-    interval = "" if row["low"] is None else f" ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
-    return f"{row['value']:.{digits}f}{interval}"
+    value, *ends = (None if row[name] is None else f"{row[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value}" if ends in ([value, value], [None, None]) else f"{value} ({ends[0]} to {ends[1]})"
 
 
 def _comparison(rows: Sequence[Row], rtt: float) -> Block:
@@ -159,12 +162,14 @@ def _verdict(row: Row | None) -> str:
 
 
 def verdict_words(row: Row) -> str:
-    """Such as "1.43 × (1.35 to 1.51), better"; "no difference" comes first where there is none."""
+    """Such as "1.43 × (1.35 to 1.51), better", "no difference (0.97 to 1.04)", "equal" to the last digit."""
     digits, sign, unit = (3, "+", "") if row["compared_by"] == "difference" else (2, "", " ×")
     value = f"{row['value']:{sign}.{digits}f}{unit}"
     if row["low"] is None:
         return f"{value}, {row['verdict']}"
     interval = f"({row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f})"
+    if row["low"] == row["high"] == (0 if sign else 1):
+        return "equal"
     if row["verdict"] == "no difference":
         return f"no difference {interval}"
     return f"{value} {interval}, {row['verdict']}"
