@@ -122,9 +122,10 @@ def confidence(tables: Tables, look: Look) -> Figure:
     for axis, kind in zip(axes, ("raw", "calibrated"), strict=False):
         _reliability(axis, kind, [row for row in rows if row["kind"] == kind], look, variants)
     for axis, variant in zip(axes[2:], variants, strict=False):
-        _histogram(axis, variant, [row for row in rows if (row["variant"], row["kind"]) == (variant, "raw")])
+        _histogram(axis, variant, [row for row in rows if row["variant"] == variant])
     for unused in axes[2 + len(variants) :]:
         unused.remove()
+    legend(figure, *axes[: 2 + len(variants)])
     return figure
 
 
@@ -132,24 +133,23 @@ def _reliability(axis: Axes, kind: str, rows: Sequence[Row], look: Look, variant
     axis.plot([0, 1], [0, 1], color="#808080", linestyle=":", linewidth=1.2, label="perfect")
     for variant in variants:
         own = [row for row in rows if row["variant"] == variant]
-        line = look.of(variant) | {"label": f"{variant}: ECE {own[0]['ece']:.3f}"}
-        axis.plot([row["mean"] for row in own], [row["accepted_share"] for row in own], **line)
+        axis.plot([row["mean"] for row in own], [row["accepted_share"] for row in own], **look.of(variant))
     words = {"raw": "mean confidence of the bin", "calibrated": "mean calibrated confidence of the bin"}
     axis.set(xlabel=words[kind], ylabel="share accepted", title=f"reliability, {kind}", xlim=(-0.05, 1.05),
              ylim=(-0.05, 1.05))  # fmt: skip
-    axis.legend(loc="best", fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _histogram(axis: Axes, variant: str, rows: Sequence[Row]) -> None:
-    """Side by side and on a log scale: rejections are few, and they are what matters."""
-    width = (rows[0]["to"] - rows[0]["from"]) / 2
+    """Raw confidence, side by side and on a log scale: rejections are few, and they are what matters."""
+    raw, errors = [row for row in rows if row["kind"] == "raw"], {row["kind"]: row["ece"] for row in rows}
+    width = (raw[0]["to"] - raw[0]["from"]) / 2
     bars = {"accepted": ("#0072B2", 0.0, ""), "rejected": ("#E69F00", width, "////")}
     for name, (colour, shift, hatch) in bars.items():
-        axis.bar([row["from"] + shift for row in rows], [row[name] for row in rows], width, align="edge", color=colour,
+        axis.bar([row["from"] + shift for row in raw], [row[name] for row in raw], width, align="edge", color=colour,
                  edgecolor="white", hatch=hatch, label=name)  # fmt: skip
-    axis.set(xlabel="confidence", ylabel="judged drafts", title=variant, xlim=(0, 1), yscale="log")
+    told = ", ".join(f"{kind} {error:.3f}" for kind, error in errors.items())
+    axis.set(xlabel="confidence", ylabel="judged drafts", title=f"{variant} (ECE: {told})", xlim=(0, 1), yscale="log")
     axis.set_ylim(bottom=0.7)
-    axis.legend(loc="upper left", fontsize=9)
 
 
 def positions(tables: Tables, look: Look) -> Figure:
