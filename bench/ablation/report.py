@@ -180,7 +180,8 @@ def _break_even(row: Row, data: Data) -> str:
     if row["rtt_ms"] is None:
         return (
             f"Baseline and {row['reference']} do not cross between {span}: "
-            f"{row['faster_at_lowest_rtt']} is faster throughout."
+            f"{row['faster_at_lowest_rtt']} is ahead throughout. In "
+            f"{100 * row['share_of_resamples']:.0f} % of the resamples they do cross."
         )
     interval = "" if row["low"] is None else f" ({row['low']:.1f} to {row['high']:.1f})"
     return (

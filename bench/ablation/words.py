@@ -28,9 +28,10 @@ CAPTIONS: Final[dict[str, tuple[str, str]]] = {
     ),
     "confidence": (
         "Confidence",
-        "Drafts the target judged, by the draft's raw confidence. Points above the diagonal are underconfident, below "
-        "it overconfident. ECE: expected calibration error, ten bins of equal width. A gate sends only what it is "
-        "unsure of, so the drafts judged there are a harder sample than all drafts.",
+        "Drafts the target judged, at all RTTs together. Raw is the strategy's own score, calibrated what all verdicts "
+        "before had taught to expect of it. Points above the diagonal are underconfident, below it overconfident. "
+        "ECE: expected calibration error, ten bins of equal width. A gate sends only what it is unsure of, so the "
+        "drafts judged there are a harder sample than all drafts.",
     ),
     "positions": (
         "Acceptance by position in the draft",
