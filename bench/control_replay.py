@@ -61,7 +61,10 @@ async def _replay(records: Sequence[Record], times: Times, stop_ids: frozenset[i
         models = Models(record, times, stop_ids, outcome)
         limits = {"max_tokens": record.limit, "deadline_ms": DAY_MS, "round_timeout_ms": DAY_MS}
         wanted = Task(record.prompt, stop_ids=stop_ids, **{**limits, **task})
-        models.generation = Generation(wanted, models.draft, models, TARGET, VOCAB, experience, loop.time)  # type: ignore[arg-type]
+        broker: Any = models
+        models.generation = Generation(
+            wanted, models.draft, broker, TARGET, VOCAB, experience=experience, clock=loop.time
+        )
         text = tuple([token.id async for tokens in models.generation.run() for token in tokens])
         if text != record.text:
             raise EngineError("a replay wrote another text than the target: the record or the session is wrong")

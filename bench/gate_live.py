@@ -112,7 +112,8 @@ async def _answer(running: Agent, question: Question, setting: Setting) -> tuple
     most = TASK_TOKENS if chat else CODE_TOKENS
     ids = await running.encode(question.prompt, chat=chat, max_tokens=most)
     task = Task(
-        ids, setting.mode, "wait", max_tokens=most, stop_ids=running.stop_ids, draft_tokens=DRAFT_TOKENS,
+        ids, setting.mode, "wait", max_tokens=most, stop_ids=running.stop_ids, drafting="always",
+        draft_tokens=DRAFT_TOKENS,
         round_timeout_ms=60_000, deadline_ms=600_000, max_disagreement=setting.budget,
     )  # fmt: skip
     generation = running.open(task)

@@ -3,7 +3,7 @@
 Everything is the product's but the engine: the fake one pretends a prefix cache of its own (same block names, LRU) and
 a prefill that takes time by the row. The oracle is one cache as large as all workers' together that sees every request:
 no routing can reuse more. Two fleets, one for each way to route, stand side by side on Redis servers of their own;
-short prompts go to both in blocks that alternate.
+they take turns, block by block, so that a machine that slows down slows down both.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ SERIAL_ENOUGH, SHORT_ENOUGH = 1_000, 2_000
 class Sizes:
     """How much one run measures."""
 
-    conversations: int = 96
+    conversations: int = 24  # of a block
+    talk_blocks: int = 4  # pairs
     serial: int = 150  # conversations one after the other
     short_blocks: int = 16  # pairs
     short_prompts: int = 300  # of a block
 
     @property
     def shape(self) -> Shape:
-        """Of the trace that both fleets serve."""
+        """Of one block of the trace that both fleets serve."""
         return Shape(conversations=self.conversations)
 
 
-QUICK = Sizes(36, 102, 3, 150)
+QUICK = Sizes(18, 2, 102, 3, 150)
 
 
 def run(*, quick: bool = False) -> Report:
@@ -62,8 +63,9 @@ def run(*, quick: bool = False) -> Report:
     sizes = QUICK if quick else Sizes()
     stated = conditions(
         workers=WORKERS, block_size=BLOCK, kv_blocks_of_a_worker=KV_BLOCKS, prefill_tokens_per_second=1e6 / ROW_US,
-        step_ms=STEP_MS, conversations=sizes.shape.conversations, turns=sizes.shape.turns, lanes=sizes.shape.lanes,
-        system_tokens=sizes.shape.system_tokens, think_ms=sizes.shape.think_ms,
+        step_ms=STEP_MS, conversations_of_a_block=sizes.conversations, pairs_of_blocks=sizes.talk_blocks,
+        turns=sizes.shape.turns, lanes=sizes.shape.lanes, system_tokens=sizes.shape.system_tokens,
+        think_ms=sizes.shape.think_ms,
     )  # fmt: skip
     with own_redis() as one, own_redis() as other:
         report = asyncio.run(_measure(one.url, other.url, sizes))
@@ -75,7 +77,7 @@ async def _measure(prefix_url: str, load_url: str, sizes: Sizes) -> Report:
     async with _fleet(prefix_url, "prefix") as prefix, _fleet(load_url, "load") as load:
         shorts = await _short(prefix, load, sizes)
         serial = await _serial(prefix_url, prefix, sizes)
-        routed, loaded = [await talk(one, sizes.shape, 1) for one in (prefix, load)]
+        routed, loaded = await _talk(prefix, load, sizes)
     best = oracle(routed)
     figures = {
         "prefix": _shown(routed),
@@ -141,6 +143,15 @@ async def _short(prefix: Client, load: Client, sizes: Sizes) -> dict[str, list[l
     return found
 
 
+async def _talk(prefix: Client, load: Client, sizes: Sizes) -> tuple[Measured, Measured]:
+    routed, loaded = Measured(), Measured()
+    for n in range(sizes.talk_blocks):
+        order = [(prefix, routed), (load, loaded)]
+        for one, into in order if n % 2 else reversed(order):
+            await talk(one, sizes.shape, n + 1, into)
+    return routed, loaded
+
+
 async def _serial(url: str, one: Client, sizes: Sizes) -> dict[str, int]:
     """One session start at a time; what the workers say of their predictions."""
     await asyncio.sleep(BEATS_SECONDS)
@@ -148,7 +159,7 @@ async def _serial(url: str, one: Client, sizes: Sizes) -> dict[str, int]:
     shape = replace(
         sizes.shape, conversations=sizes.serial, lanes=1, think_ms=0.0, user_tokens=(16, 40), answer_tokens=2
     )
-    await talk(one, shape, 2)
+    await talk(one, shape, 0, Measured())
     await asyncio.sleep(BEATS_SECONDS)
     after = await _predictions(url)
     return {name: after[name] - before[name] for name in after}

@@ -113,9 +113,9 @@ async def client(url: str, target: str) -> AsyncIterator[Client]:
             await ended(listening)
 
 
-async def talk(one: Client, shape: Shape, seed: int) -> Measured:
+async def talk(one: Client, shape: Shape, seed: int, into: Measured) -> None:
     """All conversations of a trace, `shape.lanes` at a time."""
-    into, rng = Measured(), random.Random(seed)
+    rng = random.Random(seed)
     systems = [_text(rng, shape.system_tokens) for _ in range(shape.groups)]
     todo = [(systems[n % shape.groups], rng.randrange(2**32)) for n in range(shape.conversations)]
 
@@ -125,7 +125,6 @@ async def talk(one: Client, shape: Shape, seed: int) -> Measured:
             await _conversation(one, shape, list(system), random.Random(own_seed), into)
 
     await asyncio.gather(*(lane() for _ in range(shape.lanes)))
-    return into
 
 
 async def _conversation(one: Client, shape: Shape, ids: list[int], rng: random.Random, into: Measured) -> None:

@@ -135,28 +135,25 @@ return left
 
 #: workers(blob, n) -> every live worker with the length of the prefix it holds, in blocks
 _WORKERS: Final = f"""{_NOW}{_BLOCK}
-local function held(blob, n, epoch, buckets, worker, seen)
-  local low, high = 0, n
-  local middle = 0
+local sismember, floor = redis.call, math.floor
+local function held(blob, n, epoch, buckets, worker, highs, members)
+  local head, tail = string.match(string.format(ARGV[2], epoch, 0, worker), '^(.*:)0(:[^:]*)$')
+  local low, high, middle = 0, n, 0
   while low < high do
-    local at = seen[middle]
-    if not at then
-      at = {{block(blob, middle)}}
-      seen[middle] = at
-    end
-    local bucket = string.format(ARGV[2], epoch, at[1] % buckets, worker)
-    if redis.call('SISMEMBER', bucket, at[2]) == 1 then low = middle + 1 else high = middle end
-    middle = math.floor((low + high) / 2)
+    if not members[middle] then highs[middle], members[middle] = block(blob, middle) end
+    local bucket = head .. highs[middle] % buckets .. tail
+    if sismember('SISMEMBER', bucket, members[middle]) == 1 then low = middle + 1 else high = middle end
+    middle = floor((low + high) / 2)
   end
   return low
 end
 local function workers(blob)
-  local found, seen, n = {{}}, {{}}, #blob / {SHORT_BYTES}
+  local found, highs, members, n = {{}}, {{}}, {{}}, #blob / {SHORT_BYTES}
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
     local f = redis.call('HMGET', string.format(ARGV[1], name), 'epoch', 'buckets', 'queued', 'rate', 'blocks')
     if f[1] then
       found[#found + 1] = {{name=name, epoch=f[1], queued=tonumber(f[3]), rate=tonumber(f[4]), blocks=f[5],
-                           hit=held(blob, n, f[1], f[2], name, seen)}}
+                           hit=held(blob, n, f[1], f[2], name, highs, members)}}
     end
   end
   return found

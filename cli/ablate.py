@@ -20,6 +20,8 @@ HOME = Path("ablations")  # where runs go that are not told where
 QUICK = {"seeds": 1, "per_family": 1, "lessons": 10}
 DRAWS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "deadline_ms")
 
+ENGINE = tuple(name for name in TARGET if name != "cache_key")  # each run has a Redis, and tenants, of its own
+
 app = typer.Typer(help="Measure what each part contributes.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, as `ablate list` names it.")]
@@ -33,7 +35,7 @@ def _ablate(help: Help = False) -> None: ...
 
 
 @app.command()
-@takes(*DRAWS, *DRAFT, *TARGET, *MACHINE)
+@takes(*DRAWS, *DRAFT, *ENGINE, *MACHINE)
 def run(
     settings: Settings,
     modes: Annotated[str, typer.Option("--modes", help="all, or some: a,b+c,a+SETTING=VALUE.")] = "all",

@@ -158,7 +158,8 @@ def described(one: Stored) -> dict[str, Any]:
 
 async def _agents(settings: Settings) -> dict[str, dict[str, str]]:
     """Agent -> what its beat says of its cache; nothing without a Redis."""
-    from pilotfish.cli import inspection, requests
+    from pilotfish.cli import requests
+    from pilotfish.protocol import inspection
     from pilotfish.protocol.errors import BrokerError
 
     try:

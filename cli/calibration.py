@@ -87,7 +87,8 @@ async def _answer(agent: Agent, settings: Settings, text: str, number: int) -> G
     sampling = Sampling(temperature=settings.temperature, seed=number)
     task = Task(
         ids, sampling=sampling, max_tokens=settings.max_tokens, stop_ids=agent.stop_ids,
-        draft_tokens=settings.draft_tokens, window=settings.window, round_timeout_ms=settings.round_timeout_ms,
+        drafting="fixed", draft_tokens=settings.draft_tokens, window=1,  # each token drafted, whatever it is worth
+        round_timeout_ms=settings.round_timeout_ms,
     )  # fmt: skip
     generation = agent.open(task)
     async with aclosing(generation.run()) as run:

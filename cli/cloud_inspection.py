@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from pilotfish.cache.block_hash import block_hashes, cacheable, short
 from pilotfish.cache.prefix_index import PrefixIndex
-from pilotfish.cli.inspection import text_hash
 from pilotfish.cloud_worker.salts import Salts
 from pilotfish.edge_agent.tokenizer import ByteTokenizer, LlamaTokenizer
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import RedisBytes, translated
 from pilotfish.protocol.errors import UsageError
+from pilotfish.protocol.inspection import text_hash
 from pilotfish.protocol.settings import Settings
 
 

@@ -13,7 +13,21 @@ from typing import Annotated
 
 import typer
 
-from pilotfish.cli import ablate, bench, cache, cache_index, calibrate, chat, config, demo, models, queue, run, submit
+from pilotfish.cli import (
+    ablate,
+    bench,
+    cache,
+    cache_index,
+    calibrate,
+    chat,
+    config,
+    demo,
+    models,
+    queue,
+    run,
+    submit,
+    top,
+)
 from pilotfish.cli.options import Help
 from pilotfish.protocol.errors import PilotfishError
 
@@ -34,6 +48,7 @@ app.command()(submit.submit)
 app.command()(submit.result)
 app.command()(submit.cancel)
 app.command()(chat.chat)
+app.command()(top.top)
 app.add_typer(queue.app, name="queue")
 app.add_typer(cache.app, name="cache")
 cache_index.join(cache.app)

@@ -46,6 +46,14 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "strategy": (str, "how the draft's confidence is read; ensemble: all together"),
     "strategies_off": (str, "strategies that are not used, as in entropy,margin"),
     "audit_share": (float, "gated: share of requests the target scores afterwards"),
+    "serve_host": (str, "address to serve HTTP on; any but this machine's own wants a key"),
+    "serve_port": (int, "port of the API; 0 takes a free one"),
+    "api_key": (str, "key that every request must bring; unset: none"),
+    "metrics_key": (str, "key of /metrics alone; unset: the API's"),
+    "allowed_hosts": (str, "host names served besides localhost, as in box,box.lan"),
+    "serve_requests": (int, "generations the API runs at a time"),
+    "serve_waiting": (int, "requests that may wait; more are told to come back"),
+    "metrics_port": (int, "port of metrics and health alone; unset: none"),
     "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
     "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
@@ -65,6 +73,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
     "cache_dir": (str, "converted models and such; unset: <XDG cache>/pilotfish"),
     "log_level": (str, "what is logged", "debug|info|warning|error"),
+    "log_format": (str, "how: lines for people, or one JSON object each", "text|json"),
+    "otlp_endpoint": (str, "OpenTelemetry collector (OTLP over HTTP); unset: no traces"),
 }
 
 BROKER = ("redis_url", "tenant")
@@ -82,6 +92,9 @@ TARGET = (
     "routing", "cache_key",
 )  # fmt: skip
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
+ACCESS = ("serve_host", "api_key", "metrics_key", "allowed_hosts", "metrics_port")
+SERVE = (*ACCESS, "serve_port", "serve_requests", "serve_waiting")
+TRACE = ("log_format", "otlp_endpoint")
 
 #: a command's own flag for data in JSON
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
@@ -164,6 +177,10 @@ def _load(chosen: dict[str, Any], config: str | None) -> Any:
     from pilotfish.protocol.settings import load
 
     settings = load(chosen, config)
+    if settings.log_format == "json":
+        from pilotfish.protocol.logs import use_json
+
+        use_json()
     logger = logging.getLogger("pilotfish")
     if not logger.isEnabledFor(logging.DEBUG):  # `pilotfish --debug` came first
         logger.setLevel(settings.log_level.upper())

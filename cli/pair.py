@@ -13,18 +13,19 @@ from typing import Self
 from pydantic import SecretStr
 
 from pilotfish.cli import redis_server
-from pilotfish.cli.inspection import text_hash
-from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, written
+from pilotfish.cli.options import BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TRACE, written
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
 from pilotfish.cli.redis_url import described
 from pilotfish.cloud_worker.launch import vllm_version
 from pilotfish.protocol import cores, keys
 from pilotfish.protocol.broker import connect, ping
 from pilotfish.protocol.errors import PilotfishError
-from pilotfish.protocol.settings import Settings
+from pilotfish.protocol.inspection import text_hash
+from pilotfish.protocol.settings import ENV_PREFIX, Settings
 
-WORKER_OPTIONS = (*BROKER[1:], *TARGET, *MACHINE)
-AGENT_OPTIONS = (*BROKER[1:], *DRAFT, *MACHINE)
+SECRETS = ("api_key", "metrics_key")  # told through the environment: argument lists can be read by everyone
+WORKER_OPTIONS = (*BROKER[1:], *TARGET, *MACHINE, *TRACE)
+AGENT_OPTIONS = (*BROKER[1:], *DRAFT, *MACHINE, *REQUEST, *(name for name in SERVE if name not in SECRETS), *TRACE)
 
 
 @contextlib.contextmanager
@@ -81,9 +82,9 @@ def _plain(value: object) -> object:
 class Pair:
     """One worker and one agent as child processes. After `start`: the target's id and what the two are called."""
 
-    def __init__(self, settings: Settings, url: str, logs: Path) -> None:
-        self.settings, self.url = settings, url
-        self.children = Children(url, logs)
+    def __init__(self, settings: Settings, url: str, logs: Path, *, serve: bool = False) -> None:
+        self.settings, self.url, self.serve = settings, url, serve
+        self.children = Children(url, logs, secrets_of(settings))
         self.redis = connect(url)
         tail = secrets.token_hex(2)
         self.worker_name, self.agent_name = f"up-worker-{tail}", settings.agent or f"up-agent-{tail}"
@@ -114,10 +115,15 @@ class Pair:
 
     async def _start_agent(self, cores: str, say: Callable[[str], None]) -> None:
         told = arguments(self.settings, AGENT_OPTIONS, cores=cores, agent=self.agent_name, target=self.target)
-        child = self.children.start("agent", self.agent_name, told)
+        child = self.children.start("agent", self.agent_name, [*told, *(["--serve"] if self.serve else [])])
         tenant = self.settings.tenant
         await self.children.ready(child, lambda: agent_is_alive(self.redis, tenant, self.agent_name))
         say(f"agent: llama.cpp draft on core {cores}, process {child.process.pid}")
+
+    def served(self) -> str:
+        """The agent's own line that says where its API and page are."""
+        lines = self.children.running[-1].log.read_text(errors="replace").splitlines()
+        return next((line for line in lines if line.startswith("API: ")), "API: see the agent's log")
 
     async def _engine(self) -> str:
         beat = await text_hash(self.redis, keys.beat(self.target, self.worker_name))
@@ -130,6 +136,12 @@ class Pair:
             if gone := next((child for child in self.children.running if child.ended), None):
                 raise _gone(gone)
             await asyncio.wait({told}, timeout=0.2)
+
+
+def secrets_of(settings: Settings) -> dict[str, str]:
+    """Keys as environment variables."""
+    held = {name: getattr(settings, name) for name in SECRETS}
+    return {f"{ENV_PREFIX}{name.upper()}": key.get_secret_value() for name, key in held.items() if key}
 
 
 def _gone(child: Child) -> PilotfishError:

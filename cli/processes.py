@@ -11,16 +11,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pilotfish.cli.inspection import text_hash
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import RedisBytes, translated
 from pilotfish.protocol.errors import Cancelled, PilotfishError
+from pilotfish.protocol.inspection import text_hash
 
 T = TypeVar("T")
 
@@ -56,10 +56,11 @@ class Child:
 class Children:
     """The processes of one `up` or `demo`, in the order of their start."""
 
-    def __init__(self, redis_url: str, logs: Path) -> None:
+    def __init__(self, redis_url: str, logs: Path, secrets: Mapping[str, str] | None = None) -> None:
         self.logs = logs
         self.running: list[Child] = []
-        self._environment = {**os.environ, "PILOTFISH_REDIS_URL": redis_url}  # in no argument list: it has a password
+        # what holds a password or a key stands in no argument list
+        self._environment = {**os.environ, "PILOTFISH_REDIS_URL": redis_url, **(secrets or {})}
 
     async def __aenter__(self) -> Self:
         return self

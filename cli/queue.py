@@ -9,7 +9,7 @@ import typer
 from pilotfish.cli.options import BROKER, AsJson, Help, takes
 
 if TYPE_CHECKING:
-    from pilotfish.cli.inspection import Peer, Queue
+    from pilotfish.protocol.inspection import Peer, Queue
     from pilotfish.protocol.settings import Settings
 
 app = typer.Typer(help="Look at the queue without changing it.", no_args_is_help=True)
@@ -52,14 +52,16 @@ def peek(
 
 
 async def _look(settings: Settings) -> Queue:
-    from pilotfish.cli import inspection, requests
+    from pilotfish.cli import requests
+    from pilotfish.protocol import inspection
 
     async with requests.shell(settings) as broker:
         return await inspection.look(broker.redis, settings.tenant)
 
 
 async def _peek(settings: Settings, stream: str, dlq: bool, count: int) -> list[dict[str, Any]]:
-    from pilotfish.cli import inspection, requests
+    from pilotfish.cli import requests
+    from pilotfish.protocol import inspection
 
     async with requests.shell(settings) as broker:
         chosen = [stream]

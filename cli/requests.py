@@ -194,7 +194,7 @@ async def known(broker: ShellBroker, answer: Answer) -> None:
 
 
 async def _waiting(broker: ShellBroker, request: str) -> bool:
-    from pilotfish.cli.inspection import prompts
+    from pilotfish.protocol.inspection import prompts
 
     return any(getattr(prompt, "request", "") == request for prompt in await prompts(broker.redis, broker.tenant))
 

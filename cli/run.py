@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pilotfish.cli.options import BROKER, DRAFT, MACHINE, TARGET, takes
+from pilotfish.cli.options import ACCESS, BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TRACE, takes
 
 if TYPE_CHECKING:
     from asyncio import Future
+    from contextlib import AsyncExitStack
 
     from pilotfish.edge_agent.agent import Agent
+    from pilotfish.edge_agent.http.service import Service
     from pilotfish.protocol.settings import Settings
 
 WAIT_SECONDS = 10.0  # an agent that starts before its worker is no error yet
 DRAIN_SECONDS = 20.0
 
+Serve = Annotated[bool, typer.Option("--serve", help="Serve OpenAI's API and a page to watch, on --serve-port.")]
 UntilEof = Annotated[bool, typer.Option("--until-eof", hidden=True, help="End when standard input does.")]
 
 
@@ -31,7 +34,7 @@ def say(line: str) -> None:
 # --- worker --------------------------------------------------------------------------------------------------
 
 
-@takes(*BROKER, *TARGET, *MACHINE)
+@takes(*BROKER, *TARGET, *MACHINE, *ACCESS, *TRACE)
 def worker(
     settings: Settings,
     name: Annotated[str, typer.Option("--name", help="Name of this worker; unset: made up.")] = "",
@@ -43,11 +46,14 @@ def worker(
     from pilotfish.cli.processes import end_with_parent
     from pilotfish.cli.redis_url import redis_url
     from pilotfish.cloud_worker.launch import worker_spec
+    from pilotfish.protocol.tracing import exporting
 
     spec = worker_spec(settings, redis_url(settings), name)
     if until_eof:
         end_with_parent()
-    if ended_by := asyncio.run(_worker(settings, spec)):
+    with exporting("pilotfish-worker", settings.otlp_endpoint):
+        ended_by = asyncio.run(_worker(settings, spec))
+    if ended_by:
         raise typer.Exit(_code(ended_by))
 
 
@@ -88,22 +94,29 @@ async def _worker(settings: Settings, spec: Any) -> int:
 # --- agent ---------------------------------------------------------------------------------------------------
 
 
-@takes(*BROKER, "target", "agent", *DRAFT, *MACHINE)
-def agent(settings: Settings, until_eof: UntilEof = False) -> None:
-    """Take submitted prompts on this device: draft here, have the cloud verify. SIGTERM drains, then ends."""
+@takes(*BROKER, "target", "agent", *DRAFT, *MACHINE, *REQUEST, *SERVE, *TRACE)
+def agent(settings: Settings, serve: Serve = False, until_eof: UntilEof = False) -> None:
+    """Take submitted prompts on this device: draft here, have the cloud verify. SIGTERM drains, then ends.
+
+    With --serve it answers OpenAI's clients too; with --serve --mode edge_only it does so alone, without any Redis.
+    """
     import asyncio
 
     from pilotfish.cli.processes import end_with_parent
     from pilotfish.cli.redis_url import redis_url
+    from pilotfish.protocol.tracing import exporting
 
-    url = redis_url(settings)
+    alone = serve and settings.mode == "edge_only" and not settings.redis_url
+    url = None if alone else redis_url(settings)
     if until_eof:
         end_with_parent()
-    if ended_by := asyncio.run(_agent(settings, url)):
+    with exporting("pilotfish-agent", settings.otlp_endpoint):
+        ended_by = asyncio.run(_agent(settings, url, serve))
+    if ended_by:
         raise typer.Exit(_code(ended_by))
 
 
-async def _agent(settings: Settings, url: str) -> int:
+async def _agent(settings: Settings, url: str | None, serve: bool) -> int:
     import asyncio
 
     from pilotfish.cli.processes import either, stop_signals
@@ -115,26 +128,57 @@ async def _agent(settings: Settings, url: str) -> int:
             opening.cancel()
             return told.result()
         running = opening.result()
-        await _serve(settings, running, told)
+        try:
+            await _serve(settings, running, told, serve)
+        finally:
+            await running.stop()
         return told.result()
 
 
-async def _serve(settings: Settings, running: Agent, told: Future[int]) -> None:
-    from pilotfish.cli.redis_url import described
+async def _serve(settings: Settings, running: Agent, told: Future[int], serve: bool) -> None:
+    """Until the signal, then until what runs is finished or DRAIN_SECONDS are over."""
+    import asyncio
+    from contextlib import AsyncExitStack
+
+    async with AsyncExitStack() as stack:
+        service = await _open_http(stack, settings, running, serve)
+        await running.start(take_prompts=True)
+        _say_ready(settings, running)
+        await told
+        finishing = [running.drain(DRAIN_SECONDS), *([service.drained(DRAIN_SECONDS)] if service else [])]
+        await asyncio.gather(*finishing)
+
+
+async def _open_http(stack: AsyncExitStack, settings: Settings, running: Agent, serve: bool) -> Service | None:
+    """The API, or metrics and health alone, or nothing; ready before the agent says that it is."""
+    if not serve and settings.metrics_port is None:
+        return None
+    from pilotfish.protocol.errors import SettingsError
 
     try:
-        await running.start(take_prompts=True)
-        assert running.broker is not None
-        assert running.target is not None
-        say(f"agent {running.broker.agent} ready: draft {running.drafter.info.model}, target {running.target.name}")
-        say(f"Redis: {described(settings)}")
-        await told
-        await running.drain(DRAIN_SECONDS)
-    finally:
-        await running.stop()
+        from pilotfish.edge_agent.http.serve import serve_api, serve_operations, service_of
+    except ImportError as error:
+        fix = "pip install 'pilotfish[edge]'"
+        raise SettingsError(f"--serve and --metrics-port need {error.name}: {fix}, or leave them out") from None
+    service = service_of(settings, running)
+    open_http = serve_api if serve else serve_operations
+    url = await stack.enter_async_context(open_http(settings, service, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    say(f"API: {url}/v1, page: {url}" if serve else f"metrics and health: {url}")
+    return service
 
 
-async def patient_agent(settings: Settings, url: str) -> Agent:
+def _say_ready(settings: Settings, running: Agent) -> None:
+    from pilotfish.cli.redis_url import described
+
+    draft = running.drafter.info.model
+    if running.broker is None or running.target is None:
+        say(f"agent ready: draft {draft}, alone")
+        return
+    say(f"agent {running.broker.agent} ready: draft {draft}, target {running.target.name}")
+    say(f"Redis: {described(settings)}")
+
+
+async def patient_agent(settings: Settings, url: str | None) -> Agent:
     """An open agent; waits a while for a worker that is still loading. Raises NoWorker when none comes."""
     import asyncio
 
@@ -165,16 +209,16 @@ def _code(number: int) -> int:
 # --- up ------------------------------------------------------------------------------------------------------
 
 
-@takes(*BROKER, *TARGET, *DRAFT, *MACHINE)
-def up(settings: Settings) -> None:
+@takes(*BROKER, *TARGET, *DRAFT, *MACHINE, *REQUEST, *SERVE, *TRACE)
+def up(settings: Settings, serve: Serve = False) -> None:
     """Start all of it here: a private Redis unless REDIS_URL is set, a worker and an agent. Ctrl-C ends all."""
     import asyncio
 
-    ended_by = asyncio.run(_up(settings))
+    ended_by = asyncio.run(_up(settings, serve))
     raise typer.Exit(_code(ended_by))
 
 
-async def _up(settings: Settings) -> int:
+async def _up(settings: Settings, serve: bool) -> int:
     import asyncio
     import shutil
 
@@ -185,11 +229,13 @@ async def _up(settings: Settings) -> int:
     async with stop_signals() as told:
         with some_redis(settings) as (url, words):
             say(f"Redis: {words}")
-            async with Pair(settings, url, logs) as pair:
+            async with Pair(settings, url, logs, serve=serve) as pair:
                 starting = asyncio.create_task(pair.start(say))
                 await either(starting, told)
                 if not told.done():
                     starting.result()
+                    if serve:
+                        say(pair.served())
                     say("ready: try `pilotfish submit 'What is 12 plus 30?'` in another shell; Ctrl-C ends all")
                     await pair.until_one_ends(told)
                 starting.cancel()

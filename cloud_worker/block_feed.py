@@ -61,7 +61,7 @@ class BlockFeed:
         self.index, self.worker, self.kv_blocks = index, worker, kv_blocks
         self.mirror, self.rate = BlockMirror(), PrefillRate()
         self.share: Share | None = None
-        self.resyncs = 0
+        self.resyncs = self.evicted = 0
         self._buckets = buckets_for(kv_blocks)
         self._done_tokens = 0
         self._lies, self._mute_seconds, self._mute_until = 0, 0.0, 0.0
@@ -100,7 +100,9 @@ class BlockFeed:
             self.mirror.stored(change.blocks)
         elif change.kind == "removed":
             self.mirror.removed(change.blocks)
+            self.evicted += len(change.blocks)
         else:
+            self.evicted += len(self.mirror)
             self.mirror.cleared()
             self.share = None
         self._wake.set()
@@ -110,14 +112,17 @@ class BlockFeed:
         self._done_tokens += tokens
         self._wake.set()
 
-    def judge(self, predicted: int, actual: int) -> None:
+    def judge(self, predicted: int, actual: int, *, excused: bool = False) -> None:
         """Compare a prediction with what the engine took from its cache, in tokens.
 
         Too much promised LIES times in a row: this worker's copy is dropped, so that nobody is sent here for it, and
-        told again from the mirror; if that is wrong too, after a silence.
+        told again from the mirror; if that is wrong too, after a silence. It is `excused` when the engine has evicted
+        as much since: a cache under pressure is no lie.
         """
         outcome = "equal" if predicted == actual else "too_much" if predicted > actual else "too_little"
         metrics.PREDICTIONS.labels(outcome).inc()
+        if outcome == "too_much" and excused:
+            return
         self._lies = self._lies + 1 if outcome == "too_much" else 0
         if outcome == "equal" and predicted:
             self._mute_seconds = 0.0
@@ -188,4 +193,4 @@ class BlockFeed:
 
     def _failed(self, error: Exception) -> None:
         metrics.INDEX_ERRORS.inc()
-        log.warning("the prefix index is away (%s): jobs stay where they are", error)
+        log.warning("the prefix index is away (%s %s): jobs stay where they are", type(error).__name__, error)

@@ -129,7 +129,7 @@ class Child:
 def _flat(event: VerifyEvent) -> list[Any]:
     return [
         event.request_id, [int(draw) for draw in event.draws], event.accepted, event.rows, event.steps, event.cached,
-        event.done, event.error,
+        event.done, event.error, event.logprobs,
     ]  # fmt: skip
 
 

@@ -75,7 +75,6 @@ class EngineProcess:
         self._heard = time.monotonic()
         self.info = EngineInfo(**first["info"])
         self.vocabulary = Vocabulary(tuple(first["tokens"]), first["chat_template"], tuple(first["stop_ids"]))
-        self._say_kv(KvChange("cleared"))
         self._pump = asyncio.create_task(self._read(frames))
         self._watch = asyncio.create_task(self._kill_if_silent())
 
@@ -194,6 +193,7 @@ class EngineProcess:
                     break
                 self._dispatch(frame)
         finally:
+            self._say_kv(KvChange("cleared"))  # with the process
             for events in self._streams.values():
                 events.put_nowait(EngineError(f"{why}: try again, it is being restarted"))
 

@@ -9,9 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.cloud_worker.operations import HttpSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.protocol import cores
 from pilotfish.protocol.errors import ModelError
+from pilotfish.protocol.http_guard import access
 from pilotfish.protocol.settings import Settings
 
 
@@ -34,8 +36,16 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
     )
     key = settings.cache_key.get_secret_value() if settings.cache_key else ""
     return WorkerSpec(
-        redis_url, spec, name=name, model_name=_model_name(settings), routing=settings.routing, cache_key=key
-    )
+        redis_url, spec, name=name, model_name=_model_name(settings), routing=settings.routing, cache_key=key,
+        http=http_spec(settings),
+    )  # fmt: skip
+
+
+def http_spec(settings: Settings) -> HttpSpec | None:
+    """Where metrics and health are served, if a port is set."""
+    if settings.metrics_port is None:
+        return None
+    return HttpSpec(settings.serve_host, settings.metrics_port, access(settings))
 
 
 def choose_engine(wanted: str) -> str:

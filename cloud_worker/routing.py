@@ -28,6 +28,7 @@ Routing = Literal["prefix", "load", "off"]
 
 ROUTE_SECONDS = 0.25  # an index slower than that is asked in vain
 FOLLOW_SECONDS = 2.0  # jobs of a session that come so soon after its first one go where that went
+NOTES_SECONDS = 60.0  # cancel and close do, for longer: the edge does not know where it went before the first verdict
 BACKLOG_SECONDS = 0.5  # of prefill in hand: what was passed on beyond it is left for idle peers
 DECISIONS = 4096
 
@@ -43,7 +44,7 @@ class Start:
 
     def __init__(self, router: Router, prefix: int, predicted: int = -1, tokens: int = 0) -> None:
         self._router, self.prefix, self.predicted, self.tokens = router, prefix, predicted, tokens
-        self._open = True
+        self.evicted_before, self._open = router.feed.evicted, True
         router.begin(self)
 
     def answered(self, cached: int, rows: int) -> None:
@@ -85,7 +86,7 @@ class Router:
             return self._arrived(delivery, job)
         if self.knows(session):
             return None
-        if (decided := self._decided(session)) is not None:
+        if (decided := self._decided(session, FOLLOW_SECONDS)) is not None:
             await self._follow(delivery, await asyncio.shield(decided))
             return None
         if job.offset or len(job.ids) != job.base or delivery.hops >= keys.HOPS_MAX or not self.feed.share:
@@ -93,8 +94,9 @@ class Router:
         return await self._decide(delivery, job, session)
 
     async def follow(self, delivery: Delivery, note: Cancel | Close) -> None:
-        """A note about a session whose job was passed on a moment ago goes after it. Raises PassedOn."""
-        if (decided := self._decided((delivery.tenant, note.agent, note.session))) is not None:
+        """A note about a session whose job was passed on goes after it. Raises PassedOn."""
+        session = (delivery.tenant, note.agent, note.session)
+        if (decided := self._decided(session, NOTES_SECONDS)) is not None:
             await self._follow(delivery, await asyncio.shield(decided))
 
     def _arrived(self, delivery: Delivery, job: VerifyJob) -> Start | None:
@@ -156,9 +158,9 @@ class Router:
         if worker != self.ingress.worker and await self.ingress.pass_on(delivery, worker):
             raise PassedOn
 
-    def _decided(self, session: Session) -> asyncio.Future[str] | None:
+    def _decided(self, session: Session, within_seconds: float) -> asyncio.Future[str] | None:
         when, decided = self._decisions.get(session, (float("-inf"), None))
-        return decided if asyncio.get_running_loop().time() - when < FOLLOW_SECONDS else None
+        return decided if asyncio.get_running_loop().time() - when < within_seconds else None
 
     # --- what is under way -----------------------------------------------------------------------------------
 
@@ -183,7 +185,10 @@ class Router:
         log.debug("of %d tokens %d were predicted to be cached, %d were", start.prefix, start.predicted, cached)
         self.counts["predicted"] += 1
         self.counts["predicted_equal"] += start.predicted == cached
-        self.feed.judge(start.predicted, cached)
+        own = (start.prefix - cached) // self.block_size + 1  # blocks that had to go to make room for this very prefix
+        others = self.feed.evicted - start.evicted_before - own
+        excused = others >= (start.predicted - cached) // self.block_size
+        self.feed.judge(start.predicted, cached, excused=excused)
 
     @property
     def takes_more(self) -> bool:
@@ -210,4 +215,4 @@ class Router:
 
     def _failed(self, error: Exception) -> None:
         metrics.INDEX_ERRORS.inc()
-        log.warning("a job could not be routed (%s): it is kept", error)
+        log.warning("a job could not be routed (%s %s): it is kept", type(error).__name__, error)

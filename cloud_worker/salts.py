@@ -38,10 +38,14 @@ class Salts:
             self._key = await self.redis.get(keys.SALT) or self._key
 
     async def keep(self) -> None:
-        """Renew the shared key; a Redis that lost it is given it again."""
-        if not self._own:
-            try:
-                if not await self.redis.pexpire(keys.SALT, keys.JOBS_TTL_MS):
-                    await self.agree()
-            except (rx.RedisError, OSError, BrokerError) as error:
-                log.warning("the salts' key was not renewed: %s", error)
+        """Renew the shared key. A Redis that lost it is given it again, unless a peer was faster: then we take that."""
+        if self._own:
+            return
+        try:
+            found = await self.redis.getex(keys.SALT, px=keys.JOBS_TTL_MS)
+            if found is None:
+                await self.agree()
+            elif found != self._key:
+                self._key = found
+        except (rx.RedisError, OSError, BrokerError) as error:
+            log.warning("the salts' key was not renewed: %s", error)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
 from pilotfish.cloud_worker.row_price import RowPrice
-from pilotfish.protocol import metrics
+from pilotfish.protocol import metrics, tracing
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 from pilotfish.protocol.fleet import target_id
 from pilotfish.protocol.history import History
@@ -80,6 +80,7 @@ class Ticket:
     age_ms: int
     request_id: str
     start: Start | None = None  # of a session that begins here
+    trace: str = ""  # the span that its engine's is a child of
 
 
 class Refused(Exception):
@@ -99,7 +100,7 @@ class Verification:
         self.engine, self.worker, self.credit, self.salt = engine, worker, credit, salt
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
         self.price = RowPrice()
-        self.counts = {"verified": 0, "scored": 0, "refused": 0, "tokens": 0, "rows": 0, "steps": 0}
+        self.counts = dict.fromkeys(("verified", "scored", "refused", "tokens", "rows", "steps", "prefix", "cached"), 0)
 
     async def handle(self, ticket: Ticket, answer: Answer) -> None:
         """Answer one job: verdicts (several for a continuation), scores, or one refusal. Never raises for a bad job."""
@@ -194,7 +195,7 @@ class Verification:
         request, seq, done = _request(ticket, known, self.salt(ticket.tenant)), 0, False
         clock = asyncio.get_running_loop().time
         known.running, started = request.request_id, clock()
-        since = started
+        since, span = started, tracing.Span("engine", ticket.trace)
         try:
             async with aclosing(coalesced(self.engine.stream(request), COALESCE_SECONDS)) as events:
                 async for event in events:
@@ -218,6 +219,7 @@ class Verification:
                 raise Refused("cancelled", CANCELLED)
         finally:
             known.running = ""
+            span.end()
 
     async def _score(self, ticket: Ticket, job: ScoreJob, known: Known, answer: Answer) -> None:
         """Ask the engine for every draw along the audited tokens; they are then among the ids this worker knows."""
@@ -258,6 +260,7 @@ class Verification:
             digest=history.digest(base),
             draws=tuple(event.draws),
             accepted=event.accepted,
+            logprobs=tuple(event.logprobs),
             worker=self.worker,
             credit=self.credit(),
             queue_ms=max(0.0, float(ticket.age_ms)),
@@ -278,12 +281,16 @@ class Verification:
             "tokens": tokens,
             "rows": event.rows,
             "steps": event.steps,
+            "prefix": ticket.job.base if seq == 0 else 0,
+            "cached": event.cached,
         }.items():
             self.counts[name] += amount
         metrics.COMMITTED.inc(tokens)
         metrics.ROWS.inc(event.rows)
         metrics.STEPS.inc(event.steps)
+        metrics.CACHE_HITS.inc(event.cached)
         if seq == 0:
+            metrics.CACHE_QUERIES.inc(ticket.job.base)
             metrics.QUEUE_SECONDS.observe(max(0, ticket.age_ms) / 1000)
         if event.done:
             metrics.JOBS.labels("verdict").inc()
@@ -316,6 +323,7 @@ def _request(ticket: Ticket, known: Known, salt: str) -> VerifyRequest:
         stop_ids=job.stop_ids if isinstance(job, VerifyJob) else (),
         cache_salt=salt,
         score=isinstance(job, ScoreJob),
+        logprobs=isinstance(job, VerifyJob) and job.logprobs,
     )
 
 
@@ -351,4 +359,5 @@ def _merge(first: VerifyEvent, then: VerifyEvent) -> VerifyEvent:
         steps=first.steps + then.steps,
         cached=first.cached,
         done=then.done,
+        logprobs=first.logprobs + then.logprobs,
     )

@@ -26,10 +26,11 @@ from pilotfish.cache.prefix_index import PrefixIndex
 from pilotfish.cloud_worker.block_feed import BlockFeed
 from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.spec import EngineSpec
+from pilotfish.cloud_worker.operations import HttpSpec, served
 from pilotfish.cloud_worker.routing import PassedOn, Router, Routing, Session
 from pilotfish.cloud_worker.salts import Salts
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification
-from pilotfish.protocol import fleet, keys
+from pilotfish.protocol import fleet, keys, metrics, tracing
 from pilotfish.protocol.broker import (
     CONNECT_SECONDS,
     PAUSE_MAX_SECONDS,
@@ -64,6 +65,7 @@ class WorkerSpec:
     max_jobs: int = 64
     routing: Routing = "prefix"
     cache_key: str = ""
+    http: HttpSpec | None = None  # where metrics, health, ready and drain are served; None: nowhere
 
 
 class StreamWorker(Worker):
@@ -79,6 +81,7 @@ class StreamWorker(Worker):
             queue_name=f"arq:{keys.PREFIX}:{ingress.target}", **kwargs,
         )  # fmt: skip
         self.ingress, self.describe, self.announce, self.router = ingress, describe, announce, router
+        self.beat_at = 0.0  # on the loop's clock
         self._sweeper: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
 
@@ -161,6 +164,7 @@ class StreamWorker(Worker):
             await self.announce()
         if self.router:
             await self.router.beat(serving=serving)
+        self.beat_at = self.loop.time()
 
     async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run one step; if Redis is away, wait with growing pauses until it is back, then open our streams again."""
@@ -182,12 +186,14 @@ class StreamWorker(Worker):
         """Run one delivery as a task of arq's, so that time-outs, drain and counters see it."""
         name = f"{delivery.stream} {delivery.entry_id}"
         self.job_counter += 1
+        metrics.RUNNING.set(self.job_counter)
         task = self.loop.create_task(self._run(delivery))
         self.tasks[name] = task
         task.add_done_callback(lambda _: self._ended(name))
 
     def _ended(self, name: str) -> None:
         self.job_counter -= 1
+        metrics.RUNNING.set(self.job_counter)
         self.tasks.pop(name, None)
 
     async def _run(self, delivery: Delivery) -> None:
@@ -301,12 +307,20 @@ async def verify(ctx: dict[str, Any], job: VerifyJob | ScoreJob) -> None:
         return
     ticket = Ticket(delivery.tenant, job, age_ms, request_id, start)
 
+    outcome = "none"
+
     async def answer(message: Message, last: bool) -> None:
+        nonlocal outcome
+        outcome = getattr(message, "code", "verdict")
         await ingress.reply(delivery, message, last=last)
 
+    trace = job.trace if isinstance(job, VerifyJob) else ""
+    tracing.past("queue", trace, max(0, ticket.age_ms), deliveries=delivery.deliveries)
+    span = tracing.Span("verify", trace, worker=ingress.worker, draft=len(job.draft))
     try:
-        await ctx["verification"].handle(ticket, answer)
+        await ctx["verification"].handle(replace(ticket, trace=span.context), answer)
     finally:
+        span.end(outcome=outcome)
         if start:
             start.close()
     if ticket.age_ms < -AHEAD_MS:
@@ -399,7 +413,8 @@ async def _serve(
     worker.on_startup = open_and_beat
     logging.getLogger("arq.worker").setLevel(logging.WARNING)  # its INFO holds the arguments of every job
     try:
-        await worker.async_run()
+        async with served(spec.http, worker, engine):
+            await worker.async_run()
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task and task.cancelling():

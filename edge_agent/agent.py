@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
-from pilotfish.edge_agent.generation import WINDOW, Generation, Task
+from pilotfish.edge_agent.generation import WINDOW, DraftFn, Generation, Task
 from pilotfish.edge_agent.learning import Learner
 from pilotfish.edge_agent.plan import Experience
 from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
-from pilotfish.protocol import keys
+from pilotfish.protocol import keys, metrics
 from pilotfish.protocol.broker import EdgeBroker, Taken, end_tasks
 from pilotfish.protocol.errors import (
     BrokerError,
@@ -48,6 +48,8 @@ from pilotfish.protocol.messages import (
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")
 SAVE_SECONDS = 30.0
+PREFILL_ROWS = 256  # ids of a prompt that are read at a time, between the drafts of others
+OnDraft = Callable[[int, Draft], None]  # (position of its first id in the sequence, draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Agent:
         self.learner = learner or Learner(drafter.info.fingerprint, target.id if target else "", "")
         self.generations: dict[str, Generation] = {}
         self._coin = random.SystemRandom()
+        self._known: dict[str, int] = {}  # session -> ids the drafter was given last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._tasks: list[asyncio.Task[None]] = []
         self._requests: dict[str, Generation] = {}
@@ -130,31 +133,39 @@ class Agent:
         ids = await self._on_thread(lambda: self.tokenizer.encode(text, chat=chat))
         if not ids:
             raise EmptyPrompt("the prompt has no tokens: give some text")
-        room = min([self.drafter.info.context, *([self.target.context] if self.target else [])])
-        if len(ids) + max_tokens + 1 > room:
+        if len(ids) + max_tokens + 1 > self.context:
             raise PromptTooLong(
-                f"the prompt's {len(ids)} tokens and {max_tokens} for the answer exceed the context of {room}: "
+                f"the prompt's {len(ids)} tokens and {max_tokens} for the answer exceed the context of {self.context}: "
                 f"shorten it or lower --max-tokens"
             )
         return tuple(ids)
 
-    def open(self, task: Task) -> Generation:
-        """A generation of this agent; run it, then `close` it."""
+    @property
+    def context(self) -> int:
+        """Longest prompt and answer together, in tokens: the shorter of draft and target."""
+        return min([self.drafter.info.context, *([self.target.context] if self.target else [])])
+
+    def open(self, task: Task, on_draft: OnDraft | None = None) -> Generation:
+        """A generation of this agent; run it, then `close` it. `on_draft` sees what is drafted before it is judged."""
         gate, share = None, 0.0
         if task.mode == "gated" and self.target:
             gate = self.learner.of(task.sampling).gate(task.max_disagreement)
             share = gate.audit_share(self.defaults.audit_share)
         chosen = share if self._coin.random() < share else None
         generation = Generation(
-            task, self._draft, self.broker, self.target, self.vocab_size, gate, chosen, self.experience
+            task, self._drafting(on_draft), self.broker, self.target, self.vocab_size, gate, chosen, self.experience
         )
         self.generations[generation.session.id] = generation
+        metrics.RUNNING.set(len(self.generations))
         return generation
 
     def close(self, generation: Generation) -> None:
         """Learn what a generation teaches, then forget it, here and in the drafter."""
         if self.generations.pop(generation.session.id, None):
             self.learner.learn(generation.task.sampling, generation.lesson())
+            metrics.observe(generation.summary())
+            metrics.RUNNING.set(len(self.generations))
+            self._known.pop(generation.session.id, None)
             self._thread.submit(self.drafter.close_session, generation.session.id)
 
     @property
@@ -171,7 +182,23 @@ class Agent:
         stop_ids: frozenset[int],
         proceed: Proceed,
     ) -> Draft:
+        """A draft; what it needs of a long prompt is read in turns with other generations' drafts."""
+        known, self._known[session] = self._known.get(session, 0), len(ids)
+        for _ in range((len(ids) - known) // PREFILL_ROWS):  # bounded: others may take the session's sequence away
+            if await self._on_thread(lambda: self.drafter.prefill(session, ids, PREFILL_ROWS)):
+                break
         return await self._on_thread(lambda: self.drafter.draft(session, list(ids), count, sampling, stop_ids, proceed))
+
+    def _drafting(self, on_draft: OnDraft | None) -> DraftFn:
+        if on_draft is None:
+            return self._draft
+
+        async def draft(session: str, ids: Sequence[int], *how: Any) -> Draft:
+            drafted = await self._draft(session, ids, *how)
+            on_draft(len(ids), drafted)
+            return drafted
+
+        return draft
 
     async def _on_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
@@ -198,7 +225,7 @@ class Agent:
     async def _beat(self) -> None:
         assert self.broker is not None
         target = self.target.id if self.target else ""
-        fields = {"running": str(len(self._taken)), "target": target, **self.drafter.beat}
+        fields = {"running": str(len(self.generations)), "target": target, **self.drafter.beat, **metrics.told()}
         await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
         for entry_id in await self.broker.keep_prompts(list(self._taken)):
             if task := self._taken.get(entry_id):

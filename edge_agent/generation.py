@@ -50,6 +50,7 @@ from pilotfish.protocol.messages import (
     Summary,
     Verdict,
 )
+from pilotfish.protocol.tracing import Trace
 
 WINDOW = 8  # rounds under way at most
 RETRY_SECONDS = 0.1  # the first pause after a try that came to nothing; each next one is twice as long
@@ -89,6 +90,7 @@ class Task:
     deadline_ms: int = 120_000
     max_disagreement: float = 0.02
     privacy: Privacy = "shared"
+    logprobs: bool = False  # have the target's log-probability of each token come with it
 
 
 class Unsent(NamedTuple):
@@ -139,6 +141,7 @@ class Generation:
         self._pause = RETRY_SECONDS
         self._why = ""  # what went wrong last, for the sentence of a deadline
         self._fatal: CloudError | None = None
+        self.trace = Trace(mode=task.mode, prompt_tokens=len(task.prompt))
         self._clock = clock
         self._started = self._retry_at = self._recover_at = self._clock()
         self._deadline = self._started + task.deadline_ms / 1000
@@ -168,11 +171,12 @@ class Generation:
         finally:
             self._count(outcome)
             await self._end_posts()
+            self.trace.end(outcome=outcome, tokens=len(self.session.generated), rounds=self.session.counts.rounds)
             await self._say_goodbye()
 
-    def cancel(self) -> None:
+    def cancel(self, reason: FinishReason = "cancelled") -> None:
         """Stop at the next chance, here and in the cloud."""
-        self.session.cancel()
+        self.session.cancel(reason)
         self.inbox.put_nowait(Refusal(code="cancelled", worker="edge"))
 
     @property
@@ -217,6 +221,7 @@ class Generation:
             self.ledger.committed(tokens)
         for token in tokens:
             self._origins[token.origin] += 1
+            metrics.TOKENS.labels(token.origin).inc()
 
     def _count(self, outcome: str) -> None:
         """Into the metrics, once, at the end."""
@@ -224,8 +229,7 @@ class Generation:
         metrics.GENERATIONS.labels(outcome).inc()
         metrics.RESENDS.inc(counts.resends)
         metrics.DEGRADED.inc(self.was_degraded)
-        for origin, tokens in self._origins.items():
-            metrics.TOKENS.labels(origin).inc(tokens)
+        metrics.CEDED.inc(self.plan.ceded)
         for fate in ("applied", "stale", "duplicate", "disagreed", "invalid", "reordered"):
             metrics.VERDICTS.labels(fate).inc(getattr(counts, fate))
 
@@ -343,6 +347,7 @@ class Generation:
         drafted = await self._draft_fn(self.session.id, ids, count, task.sampling, task.stop_ids, proceed)
         self._totals["draft_ms"] += drafted.ms
         self.ledger.drafted(len(ids), drafted.ids, drafted.confidences)
+        self.trace.drafted(len(drafted.ids), drafted.ms)
         return drafted
 
     async def _publish(self, flying: Round) -> None:
@@ -351,6 +356,9 @@ class Generation:
         assert self.target is not None
         left_ms = max(1, int((self._deadline - self._clock()) * 1000))
         job = self.session.job(flying, agent=self.broker.agent, boot=self.broker.boot, deadline_ms=left_ms)
+        span = self.trace.published(flying.number, base=flying.base, draft=len(flying.draft), resend=flying.attempt)
+        if self.task.logprobs or span:
+            job = job.model_copy(update={"logprobs": self.task.logprobs, "trace": span})
         self._retry_at = self._clock() + self._patience()
         self.plan.sent(flying, self._clock())
         post = asyncio.create_task(self._post(flying, self.broker.publish(self.target.id, self.worker, job)))
@@ -398,10 +406,11 @@ class Generation:
 
     def _apply(self, message: Verdict | Scores | Refusal | Unsent) -> list[Committed]:
         if isinstance(message, Unsent):
-            if message.flying in self.session.flight:
+            if message.flying in self.session.flight and not self._pausing:
                 self._failed(message.why)
             return []
         if isinstance(message, Refusal):
+            self.trace.answered(message.round, outcome=message.code)
             self._refused(message)
             return []
         self._totals["cloud_rows"] += message.rows
@@ -409,6 +418,8 @@ class Generation:
         self._totals["cloud_ms"] += message.engine_ms
         if isinstance(message, Scores):
             return []  # an audit never changes the text
+        if message.last:
+            self.trace.answered(message.round, outcome="verdict", accepted=message.accepted, worker=message.worker)
         tokens = self.session.on_verdict(message)
         self.plan.answered(message, tokens, self._clock(), idle=not self.session.flight)
         if tokens:
@@ -529,8 +540,7 @@ class Generation:
         """What is said of this audit; late verdicts are passed over."""
         while True:
             message = await self.inbox.get()
-            about = (message.session, message.round)
-            if not isinstance(message, Verdict) and about == (job.session, job.round):
+            if isinstance(message, Scores | Refusal) and (message.session, message.round) == (job.session, job.round):
                 return message
 
     async def _say_goodbye(self) -> None:

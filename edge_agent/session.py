@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from pilotfish.protocol.history import History
 from pilotfish.protocol.messages import FinishReason, Origin, Refusal, Sampling, ScoreJob, Verdict, VerifyJob
@@ -25,6 +26,7 @@ class Committed:
 
     id: int
     origin: Origin
+    logprob: float | None = None  # the target's, at temperature 1, where the job asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,7 @@ class Session:
             verdict.base >= self.prompt_tokens
             and 0 <= verdict.accepted <= len(verdict.draws)
             and all(draw < self.vocab_size for draw in verdict.draws)
+            and len(verdict.logprobs) in (0, len(verdict.draws))
         )
 
     def _wait(self, verdict: Verdict) -> None:
@@ -280,7 +283,7 @@ class Session:
         if tuple(self.history.ids[verdict.base : verdict.base + len(verdict.draws)]) != verdict.draws[:overlap]:
             self._disagree(verdict)
             return []
-        fresh = self._with_origins(verdict.draws[overlap:])
+        fresh = self._with_origins(verdict.draws[overlap:], verdict.logprobs[overlap:])
         self.counts.applied += bool(fresh)
         self.counts.duplicate += not fresh
         self.history.extend(token.id for token in fresh)
@@ -295,12 +298,12 @@ class Session:
         if self._flies(verdict.round):
             self.bump()
 
-    def _with_origins(self, draws: Sequence[int]) -> list[Committed]:
+    def _with_origins(self, draws: Sequence[int], logprobs: Sequence[float]) -> list[Committed]:
         """Draws beyond the committed end, cut where the generation ends; past a correction nothing was drafted."""
         ahead, fresh = self._ahead(), list[Committed]()
-        for token in draws:
+        for token, logprob in zip_longest(draws, logprobs):
             drafted = ahead[len(fresh)] if len(fresh) < len(ahead) else None
-            fresh.append(Committed(token, _origin(token, drafted)))
+            fresh.append(Committed(token, _origin(token, drafted), logprob))
             if fresh[-1].origin == "corrected":
                 ahead = []
             if self._ends(token, len(fresh)):
@@ -388,10 +391,10 @@ class Session:
         self.unsent += len(out)
         return out
 
-    def cancel(self) -> None:
-        """The user stopped the generation."""
+    def cancel(self, reason: FinishReason = "cancelled") -> None:
+        """The generation ends here: the user stopped it, or its text met a stop string (`reason` "stop")."""
         if not self.finish:
-            self.finish = "cancelled"
+            self.finish = reason
             self.bump()
 
 

@@ -16,3 +16,7 @@ class Decoder:
     def feed(self, token: int) -> str:
         """Text that became complete with this token; stop tokens are silent."""
         return self._utf8.decode(b"" if token in self._silent else self._piece(token))
+
+    def end(self) -> str:
+        """The text is over: what an unfinished character left behind, as U+FFFD."""
+        return self._utf8.decode(b"", final=True)

@@ -4,7 +4,11 @@
     ├── UsageError                 the caller asked for something that cannot be (exit 2)
     │   ├── SettingsError          a flag, variable or file that names or holds something wrong
     │   ├── PromptTooLong          the prompt and the room for an answer exceed the context
-    │   └── EmptyPrompt            nothing to continue
+    │   ├── EmptyPrompt            nothing to continue
+    │   ├── Unsupported            a parameter of a request that nothing here can honour
+    │   └── UnknownModel           a request for a model that is not served
+    ├── Overloaded                 too many requests at a time: try again (exit 3)
+    ├── Draining                   this process is ending and takes nothing new: go to another (exit 3)
     ├── InvalidMessage             bytes from the wire that are not a message of ours
     ├── ModelError                 a model file that cannot be loaded
     │   └── PairMismatch           draft and target disagree about the vocabulary
@@ -37,10 +41,14 @@ class PilotfishError(Exception):
 
 
 class UsageError(PilotfishError):
-    """The caller asked for something that cannot be."""
+    """The caller asked for something that cannot be; `param` names what, where a request has parameters."""
 
     code = "bad_request"
     exit_code = 2
+
+    def __init__(self, sentence: str, *, param: str | None = None) -> None:
+        super().__init__(sentence)
+        self.param = param
 
 
 class SettingsError(UsageError):
@@ -59,6 +67,36 @@ class EmptyPrompt(UsageError):
     """There is nothing to continue."""
 
     code = "empty_prompt"
+
+
+class Unsupported(UsageError):
+    """A parameter of a request that nothing here can honour; it is named, never dropped."""
+
+    code = "unsupported_parameter"
+
+
+class UnknownModel(UsageError):
+    """A request for a model that is not served."""
+
+    code = "model_not_found"
+
+
+class Overloaded(PilotfishError):
+    """Too many requests at a time: try again in `retry_after_s` seconds."""
+
+    code = "overloaded"
+    exit_code = 3
+
+    def __init__(self, sentence: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
+class Draining(PilotfishError):
+    """This process is ending and takes nothing new: go to another."""
+
+    code = "draining"
+    exit_code = 3
 
 
 class InvalidMessage(PilotfishError):

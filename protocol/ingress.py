@@ -297,13 +297,12 @@ class Ingress:
         return [self._hold(*entry, count) for entry, count in zip(entries, counts, strict=True)]
 
     async def _left_behind(self, dead: list[str], count: int) -> list[Delivery]:
-        """What nobody took from the dead's own streams. Then bury those of whom nothing is left."""
-        found = await self._undelivered(self._streams(dead), count)
+        """Bury the dead of whom nothing is left; what nobody took from the others' own streams."""
         for name in dead:
             streams = [keys.workers(self.target), *self._streams([name])]
             if await self._bury(keys=streams, args=[name, self._oldest_beat()]):
                 self._beats.pop(name, None)
-        return found
+        return await self._undelivered(self._streams(dead), count)
 
     async def _undelivered(self, streams: list[str], count: int) -> list[Delivery]:
         """XREADGROUP over streams of others: undelivered jobs are nobody's pending entries."""

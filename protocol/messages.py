@@ -5,7 +5,8 @@ Edge to worker:  VerifyJob, ScoreJob,             Worker to edge:  Verdict, Scor
 Shell to agent:  Prompt, CancelRequest            Agent to shell:  Accepted, Text, Finished, Failed
 
 Rules of the page: models are frozen, fields have bounds, unknown fields are refused, an array fails at its first bad
-item (a quarter of a million complaints take seconds to write down). Token ids cross the wire, probabilities never do.
+item (a quarter of a million complaints take seconds to write down). Token ids cross the wire, probabilities never do
+(but for the one number per drawn token that a request may ask for, to show it).
 Times are relative milliseconds; nobody trusts another's clock. This module knows nothing of Redis or of bytes:
 `codec.py` turns a message into msgpack and back, `keys.py` says where it goes.
 """
@@ -27,6 +28,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_CONTEXT, strict=True)]
 Serial = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Millis = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TraceParent = Annotated[str, Field(pattern=r"^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")]  # W3C, or ""
+Logprob = Annotated[float, Field(le=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SessionId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[bytes, Field(min_length=16, max_length=16, strict=True)]
@@ -62,6 +65,7 @@ class VerifyJob(Message):
     """Verify `draft` after the first `base` tokens of a session, then decode `continue_tokens` more.
 
     `ids` are the tokens [offset, base) that the serving worker may not have seen; offset 0 carries everything.
+    With `logprobs` the verdict tells how likely the target holds each of its draws. `trace` is the edge's span.
     The reply asserts the target's draws for [base, base + accepted + 1 + continued).
     """
 
@@ -80,6 +84,8 @@ class VerifyJob(Message):
     sampling: Sampling = Sampling()
     stop_ids: Annotated[tuple[TokenId, ...], Field(max_length=32, fail_fast=True)] = ()
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, strict=True)] = 30_000
+    logprobs: bool = False
+    trace: TraceParent = ""
 
 
 class ScoreJob(Message):
@@ -128,6 +134,7 @@ class Close(Message):
 class Verdict(Message):
     """The target's draws for [base, base + len(draws)); the first `accepted` equal the draft.
 
+    `logprobs`, where asked for, are the target's own of each draw, natural logarithms at temperature 1, unfiltered.
     A continuation answers in chunks: `seq` counts them, each with its own base and digest; `last` ends the job.
     `rows`, `steps` and `engine_ms` are what the engine spent on this message, `cached` the prefix rows it left out;
     `row_ms` is what one more drafted row would have cost it: its price.
@@ -144,6 +151,7 @@ class Verdict(Message):
     digest: Digest
     draws: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_CONTEXT, fail_fast=True)]
     accepted: Count = 0
+    logprobs: Annotated[tuple[Logprob, ...], Field(max_length=MAX_CONTEXT, fail_fast=True)] = ()
     worker: Name
     credit: Count = 0
     queue_ms: Millis = 0.0

@@ -258,6 +258,14 @@ def draw(logits: Float32s, positions: npt.ArrayLike, sampling: Sampling) -> Int6
     return np.concatenate([perturbed(rows[b], where[b], sampling).argmax(axis=-1) for b in blocks])
 
 
+def log_probabilities(logits: Float32s, ids: npt.ArrayLike) -> list[float]:
+    """log softmax of each row of raw logits [rows, vocab] at its id [rows]: temperature 1, no filter, float64."""
+    rows = _rows(logits).astype(np.float64)
+    shifted = rows - _highest(_rows(logits))
+    likely = shifted[np.arange(len(rows)), np.asarray(ids)] - np.log(np.exp(shifted).sum(axis=-1))
+    return [min(0.0, float(value)) for value in likely]
+
+
 def _row_states(seed: int, positions: npt.ArrayLike) -> Uint32s:
     """The state after seed and position, [rows, 1]."""
     return _absorb(_seed_state(seed), _key(_low(_bits(positions))))[:, None]

@@ -100,6 +100,16 @@ class Settings(BaseModel):
         0.0, ge=0, le=10_000_000, allow_inf_nan=False, description="disk for them, kept across restarts; 0: none"
     )
 
+    # HTTP: the API of an agent, metrics and health of both sides
+    serve_host: str = Field("127.0.0.1", description="address to serve HTTP on; any but this machine's own wants a key")
+    serve_port: int = Field(8787, ge=0, le=65535, description="port of the API; 0 takes a free one")
+    api_key: SecretStr | None = Field(None, description="key that every request must bring; unset: none")
+    metrics_key: SecretStr | None = Field(None, description="key of /metrics alone; unset: the API's")
+    allowed_hosts: str | None = Field(None, description="host names served besides localhost, as in box,box.lan")
+    serve_requests: int = Field(4, ge=1, le=1024, description="generations the API runs at a time")
+    serve_waiting: int = Field(64, ge=0, le=100_000, description="requests that may wait; more are told to come back")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="port of metrics and health alone; unset: none")
+
     # the cloud worker
     engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
     target_model: str | None = Field(None, description="folder, GGUF file or model name; unset: the demo target")
@@ -125,6 +135,8 @@ class Settings(BaseModel):
     )
     cache_dir: UserPath | None = Field(None, description="converted models and such; unset: <XDG cache>/pilotfish")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+    log_format: Literal["text", "json"] = Field("text", description="how: lines for people, or one JSON object each")
+    otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector (OTLP over HTTP); unset: no traces")
 
     def origins(self) -> dict[str, str]:
         """Setting -> "cli", "env VARIABLE", "file PATH" or "default"."""

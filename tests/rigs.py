@@ -101,8 +101,8 @@ async def worker_process(redis_url: str, name: str, model: str = "") -> AsyncIte
         sys.executable, "-c", WORKER_CODE, redis_url, name, model, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout
-    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n", "the worker did not start"
     try:
+        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"ready\n", "the worker did not start"
         yield process
     finally:
         with suppress(ProcessLookupError):

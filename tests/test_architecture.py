@@ -31,6 +31,8 @@ OWNERS = {
     "llama_cpp": ["cache.llama_context"],
     "vllm": ["cloud_worker.engines.vllm_runner", "cloud_worker.engines.vllm_scheduler"],
     "matplotlib": [],  # only in functions of bench.ablation.plots
+    "starlette": ["edge_agent.http.*"],
+    "uvicorn": ["protocol.http_server"],
     "torch": ["cloud_worker.engines.torch_sampling", "cloud_worker.engines.vllm_*", "demo.*"],
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}  # reading them runs what a stranger wrote

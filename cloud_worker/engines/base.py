@@ -35,6 +35,7 @@ class EngineInfo:
     model: str  # a name for people
     block_size: int = 0
     kv_blocks: int = 0
+    logprobs: bool = False  # whether requests may ask for log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class VerifyRequest:
     stop_ids: tuple[int, ...] = ()
     cache_salt: str = ""
     score: bool = False
+    logprobs: bool = False  # events tell the log-probability of each draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ class VerifyEvent:
 
     `rows` are the positions computed for it since its last event (prefix tail and padding included), `steps` the
     forward passes it took part in, `cached` the prefix rows that were not computed again. `done` ends the request;
-    `error` (a sentence) ends it without draws.
+    `error` (a sentence) ends it without draws. `logprobs`, if asked for, has one entry per draw: log softmax of the
+    target's raw logits (temperature 1, no filters), which is what vLLM calls raw_logprobs.
     """
 
     request_id: str
@@ -78,6 +81,7 @@ class VerifyEvent:
     cached: int = 0
     done: bool = True
     error: str = ""
+    logprobs: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ def check_request(request: VerifyRequest, info: EngineInfo, running: Container[s
     total = len(request.prefix) + drafted + 1 + request.continue_tokens
     if request.request_id in running:
         raise RequestRefused(f"Request {request.request_id} is already running; give each round its own id.")
+    if request.logprobs and not info.logprobs:
+        raise RequestRefused(f"The {info.engine} engine tells no log-probabilities; leave `logprobs` out.")
     if not request.prefix:
         raise RequestRefused("The prefix is empty; send at least one token.")
     if drafted > info.draft_max:

@@ -62,6 +62,11 @@ def fake_target(prefix_ids: Sequence[int], position: int, sampling: Sampling, vo
     return FakeTarget(prefix_ids, sampling, vocab).draw(position)
 
 
+def fake_logprob(token: int) -> float:
+    """The log-probability a FakeVerifier claims for a draw: any number will do that a test can foretell."""
+    return -(token + 1) / 256
+
+
 @dataclass(slots=True, eq=False)
 class _Round:
     request: VerifyRequest
@@ -91,7 +96,7 @@ class FakeVerifier(Verifier):
         mark = hashlib.sha256(f"fake 1 {vocab}".encode()).hexdigest()
         self._blocks = FakeBlockCache(kv_blocks, block_size) if kv_blocks else None
         cache = {"block_size": block_size, "kv_blocks": kv_blocks} if self._blocks else {}
-        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake", **cache)
+        self.info = EngineInfo("fake", "1", mark, vocab, context, draft_max, "fake", logprobs=True, **cache)
         self.passes = 0
         self._flip_rate, self._flip_seed = flip_rate, flip_seed
         self._step_ms, self._row_us, self._fail_on, self._keeps = step_ms, row_us, fail_on, resident
@@ -174,6 +179,7 @@ class FakeVerifier(Verifier):
         accepted = _agreeing(request.draft, draws) if round_.first else len(draws) - 1
         round_.ids.extend([*request.draft, draws[-1]] if request.score else draws)
         self._remember(request, round_.ids)
+        logprobs = [fake_logprob(token) for token in draws] if request.logprobs else []
         round_.left -= 0 if round_.first else 1
         round_.first = False
         done = round_.left == 0 or any(t in request.stop_ids for t in draws)
@@ -181,7 +187,7 @@ class FakeVerifier(Verifier):
             del self._rounds[request.request_id]
             if not self._keeps:
                 self.forget(request.session)
-        return VerifyEvent(request.request_id, draws, accepted, rows, 1, cached, done)
+        return VerifyEvent(request.request_id, draws, accepted, rows, 1, cached, done, logprobs=logprobs)
 
     def _cached(self, request: VerifyRequest, ids: list[int]) -> int:
         held = self._resident.get(request.session, [])

@@ -18,7 +18,7 @@ from pilotfish.cache.llama_library import library_version
 from pilotfish.cache.llama_sequences import SPARE, Part, Sequences, Slot
 from pilotfish.cloud_worker.engines.base import EngineInfo, Verifier, VerifyEvent, VerifyRequest, check_request
 from pilotfish.protocol.errors import EngineError, ModelError
-from pilotfish.protocol.sampling import draw
+from pilotfish.protocol.sampling import draw, log_probabilities
 
 _BATCH = 512  # rows of one pass at most
 _CHUNK = 64  # prefill rows per pass while other requests wait
@@ -56,7 +56,9 @@ class LlamaCppVerifier(Verifier):
         self._chunk = max(_CHUNK, draft_max + 2)
         version = library_version()
         mark = hashlib.sha256(f"llama.cpp {version} f32 {self.model.digest}".encode()).hexdigest()
-        self.info = EngineInfo("llama.cpp", version, mark, self.model.vocab_size, context, draft_max, self.model.name)
+        self.info = EngineInfo(
+            "llama.cpp", version, mark, self.model.vocab_size, context, draft_max, self.model.name, logprobs=True
+        )
 
     def _open(self, context: int, draft_max: int, max_sessions: int, threads: int) -> LlamaContext:
         if not self.model.rolls_back:
@@ -140,9 +142,10 @@ class LlamaCppVerifier(Verifier):
         except ValueError as error:  # NaN: what is cached of this session is not to be trusted
             self._sequences.trim(part.slot, 0)
             return self._fail(round_, f"The target's logits are unusable ({error}); try again.")
-        return self._emit(round_, base, draws)
+        likely = log_probabilities(logits, draws) if round_.request.logprobs else []
+        return self._emit(round_, base, draws, likely)
 
-    def _emit(self, round_: _Round, base: int, target: list[int]) -> VerifyEvent:
+    def _emit(self, round_: _Round, base: int, target: list[int], likely: list[float]) -> VerifyEvent:
         request, slot = round_.request, round_.slot
         assert slot is not None
         draft = round_.ids[base:]
@@ -153,7 +156,10 @@ class LlamaCppVerifier(Verifier):
         round_.ids = [*round_.ids[: base + kept], draws[-1]]
         round_.left -= 0 if round_.first else 1
         done = round_.left == 0 or any(t in request.stop_ids for t in draws)
-        event = VerifyEvent(request.request_id, draws, accepted, round_.rows, round_.steps, round_.cached, done)
+        event = VerifyEvent(
+            request.request_id, draws, accepted, round_.rows, round_.steps, round_.cached, done,
+            logprobs=likely[: accepted + 1],
+        )  # fmt: skip
         round_.first, round_.wanted, round_.rows, round_.steps, round_.cached = False, 1, 0, 0, 0
         if done:
             del self._rounds[request.request_id]

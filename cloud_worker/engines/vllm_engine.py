@@ -59,6 +59,8 @@ class Round:
     stop_ids: frozenset[int]
     parked_at: float = 0.0  # when its session began to wait for the next round, monotonic seconds
     score: bool = False
+    logprobs: bool = False
+    likely: list[float] = field(default_factory=list)  # of the last step's draws, if asked for
     scores: list[int] = field(default_factory=list)  # every draw of a scored round
     verified: bool = False
     undrawable: bool = False
@@ -77,6 +79,7 @@ class Round:
             request.continue_tokens,
             frozenset(request.stop_ids),
             score=request.score,
+            logprobs=request.logprobs,
         )
 
     def is_over(self, draws: list[int]) -> bool:
@@ -97,7 +100,8 @@ class Round:
         if self.verified:
             self.continue_tokens -= len(draws)
         self.verified = True
-        return VerifyEvent(self.request_id, draws, accepted, rows, steps, cached, done)
+        likely = self.likely[: len(draws)]
+        return VerifyEvent(self.request_id, draws, accepted, rows, steps, cached, done, logprobs=likely)
 
 
 class VllmVerifier(Verifier):
@@ -162,6 +166,7 @@ class VllmVerifier(Verifier):
             context=context,
             draft_max=draft_max,
             model=model_dir.resolve().name,
+            logprobs=True,
             block_size=vllm_start.BLOCK_SIZE if prefix_cache else 0,
             kv_blocks=vllm_kv_events.kv_blocks(self._core) if prefix_cache else 0,
         )

@@ -81,6 +81,10 @@ def sample(runner: Any, logits: torch.Tensor, spec_decode_metadata: SpecDecodeMe
     accepted[drafted_rows] = draws[drafted_rows] == spec_decode_metadata.draft_token_ids
     for row in (draws == UNDRAWABLE).nonzero().flatten().tolist():
         rounds[owner[row]].undrawable = True
+    if any(round_.logprobs for round_ in rounds):
+        likely = logits.float().log_softmax(-1).gather(1, draws.clamp(min=0)[:, None])[:, 0]
+        for round_, own_likely in zip(rounds, torch.split(likely, counts.tolist()), strict=True):
+            round_.likely = own_likely.tolist() if round_.logprobs else []
     if any(round_.score for round_ in rounds):
         scored = torch.tensor([round_.score for round_ in rounds])[owner].to(draws.device)
         for round_, own in zip(rounds, torch.split(draws, counts.tolist()), strict=True):

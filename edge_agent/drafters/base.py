@@ -67,6 +67,13 @@ class Drafter(ABC):
         """Prefill a session ahead of its next draft; returns the ids evaluated."""
         return 0
 
+    def prefill(self, session: str, ids: Sequence[int], rows: int) -> bool:
+        """Evaluate at most `rows` of what the session lacks of `ids`; True once a draft would find all of it there.
+
+        So that a long prompt does not hold the model's thread while short drafts of others wait.
+        """
+        return True
+
     def close_session(self, session: str) -> None:  # noqa: B027
         """Drop what is kept for a session; unknown sessions are ignored."""
 

@@ -97,6 +97,17 @@ class LlamaCppDrafter(Drafter):
         self._check(ids)
         return self._prefill(session, ids)[1]
 
+    def prefill(self, session: str, ids: Sequence[int], rows: int) -> bool:
+        """See `Drafter.prefill`."""
+        self._check(ids)
+        slot = self._sequences.hold(session)
+        assert slot is not None
+        kept = self._sequences.fit(slot, ids)
+        end = min(len(ids) - 1, kept + min(rows, self._context.n_batch))
+        if end > kept:
+            self._evaluate(slot, ids[kept:end], wanted=0)
+        return end == len(ids) - 1
+
     def _prefill(self, session: str, ids: Sequence[int]) -> tuple[Slot, int]:
         slot = self._sequences.hold(session)
         assert slot is not None  # nothing is ever busy between calls

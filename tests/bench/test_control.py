@@ -172,3 +172,15 @@ def test_a_paced_draft_takes_its_time_for_every_token_and_says_the_same() -> Non
     assert (got.ids, got.confidences) == (wanted.ids, wanted.confidences)
     assert got.ms >= 20
     assert len(paced.draft("s", [1, 2, 3], 5, Sampling(), proceed=lambda *_: False).ids) == 1
+
+
+@pytest.mark.llamacpp
+@pytest.mark.slow
+def test_the_demo_pair_is_recorded_and_replayed() -> None:
+    from pilotfish.bench.control_record import record_all
+    from pilotfish.demo import pair
+
+    records, stop_ids = record_all(pair.target_gguf(), pair.draft_gguf(), pair.EVAL_FILE, stride=80)
+    assert acceptance(records) > 0.6
+    assert all(len(one.text) <= one.limit for one in records)
+    assert replay(records, TIMES, stop_ids, **control.WAYS["auto"]).tokens == sum(len(one.text) for one in records)

@@ -23,7 +23,7 @@ def test_the_oracle_reuses_everything_that_came_before() -> None:
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(routing, "QUICK", Sizes(6, 3, 1, 20))
+    patch.setattr(routing, "QUICK", Sizes(6, 1, 3, 1, 20))
     try:
         return routing.run(quick=True).as_dict()
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pilotfish.cli import redis_server
-from pilotfish.cli.pair import arguments, some_redis, split_cores
+from pilotfish.cli.pair import AGENT_OPTIONS, arguments, secrets_of, some_redis, split_cores
 from pilotfish.cli.processes import Child, Children, check_cancelled, run, stop_signals
 from pilotfish.protocol.errors import Cancelled, PilotfishError
 from pilotfish.protocol.settings import load
@@ -31,6 +31,12 @@ def test_children_are_told_what_was_said_on_the_command_line_only() -> None:
     )
     told = arguments(settings, ("engine", "draft_max", "dtype", "redis_url"), cores="0")
     assert told == ["--engine", "fake", "--draft-max", "8", "--cores", "0"]
+
+
+def test_keys_are_told_through_the_environment() -> None:
+    settings = load({"api_key": "k3y", "serve_port": 0}, environ={"PILOTFISH_METRICS_KEY": "other"})
+    assert secrets_of(settings) == {"PILOTFISH_API_KEY": "k3y", "PILOTFISH_METRICS_KEY": "other"}
+    assert arguments(settings, AGENT_OPTIONS) == ["--serve-port", "0"]
 
 
 def child(tmp_path: Path, code: str) -> Child:

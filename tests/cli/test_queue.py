@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from pilotfish.cli import inspection
 from pilotfish.cli.main import run_command
 from pilotfish.cli.queue import age
-from pilotfish.protocol import keys
+from pilotfish.protocol import inspection, keys
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import UsageError
 from pilotfish.protocol.ingress import Ingress

@@ -106,7 +106,11 @@ async def test_who_drains_is_gone_and_stays_gone(feed: BlockFeed) -> None:
 async def test_promises_that_are_kept_or_exceeded_change_nothing(feed: BlockFeed) -> None:
     for predicted, actual in [(32, 32), (0, 64), (64, 32), (64, 32), (32, 32)] * LIES:
         feed.judge(predicted, actual)
+    for _ in range(2 * LIES):
+        feed.judge(64, 0, excused=True)
+    await feed.beat(0)
     assert feed.resyncs == 1
+    assert feed.share is not None
 
 
 async def test_promises_broken_in_a_row_make_it_start_over_and_the_next_time_be_silent(feed: BlockFeed) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from rigs import BOOT, TARGET, draws, heard, job, worker
+from rigs import BOOT, TARGET, draws, engine_child, heard, job, worker
 
 from helpers import wait_until
 from pilotfish.cache.block_hash import block_hashes, short
@@ -148,16 +150,18 @@ async def test_what_comes_at_once_is_spread(redis: Redis, redis_url: str) -> Non
 
 
 async def test_an_idle_worker_takes_what_was_passed_on_to_a_busy_one(redis: Redis, redis_url: str) -> None:
-    async with worker(redis_url, "w1", f"{CACHING},row_us=2000"):  # half a second for a prefix of 250
+    slow = f"{CACHING},row_us=4000"  # a second for a prefix of 250
+    async with worker(redis_url, "w1", slow), worker(redis_url, "w2", CACHING):
         edge, front = Edge(redis), Ingress(redis, TARGET, "front")
-        await edge.ask([*SYSTEM, 1])  # now its rate is known
+        assert (await edge.ask([*SYSTEM[:50], 1], "w1")).worker == "w1"  # now its rate is known
         await front.open()
-        sent = [await edge.send([n] * 250, "front") for n in range(8)]
-        for delivery in await front.pick_up(30, 10):
+        sent = [await edge.send([n] * 250, "front") for n in range(6)]
+        while len(front.held) < len(sent):
+            await front.pick_up(30, 10)
+        for delivery in list(front.held.values()):
             assert await front.pass_on(delivery, "w1", queued_tokens=250)
-        async with worker(redis_url, "w2", CACHING):
-            served = [(await edge.answer(each)).worker for each in sent]
-            await counted(redis, "stolen", 3, "w2")
+        served = [(await edge.answer(each)).worker for each in sent]
+        await counted(redis, "stolen", 3, "w2")
     assert served.count("w2") >= 3
 
 
@@ -230,6 +234,35 @@ async def test_a_flushed_redis_has_the_index_back_with_the_next_beat(redis: Redi
 
         await wait_until(open_again, "the streams to be back")
         assert (await edge.ask([*SYSTEM, 2])).cached == len(SYSTEM)
+
+
+async def test_a_dead_engine_takes_its_blocks_out_of_the_index(redis: Redis, redis_url: str) -> None:
+    async with worker(redis_url, "w1", CACHING):
+        await Edge(redis).ask([*SYSTEM, 1])
+        index = PrefixIndex(redis, TARGET)
+        await wait_until(lambda: _holds(index, 10), "w1 to tell what it holds")
+        os.kill(engine_child(), signal.SIGKILL)
+        await wait_until(lambda: _holds(index, 0), "w1 to tell that it holds nothing", 3.0)
+
+
+async def test_a_job_is_passed_on_twice_at_most(redis: Redis, redis_url: str) -> None:
+    """It was passed on twice, and both died: whoever takes it over keeps it, however warm another is."""
+    front, gone = Ingress(redis, TARGET, "front"), Ingress(redis, TARGET, "gone")
+    for each in (front, gone):
+        await each.open()
+    async with worker(redis_url, "w1", CACHING):
+        edge = Edge(redis)
+        await edge.ask([*SYSTEM, 1])
+        sent = await edge.send([*SYSTEM, 2], "front")
+        (delivery,) = await front.pick_up(30, 10)
+        assert await front.pass_on(delivery, "gone")
+        (delivery,) = await gone.pick_up(30, 10)
+        assert await gone.pass_on(delivery, "front")
+        async with worker(redis_url, "w2", CACHING):
+            await redis.zadd(keys.workers(TARGET), {"front": 0})
+            assert (await edge.answer(sent)).worker in ("w1", "w2")
+            found = await counted(redis, "verified", 2, "w1", "w2")
+    assert found["passed_on"] == 0
 
 
 async def _holds(index: PrefixIndex, blocks: int) -> bool:

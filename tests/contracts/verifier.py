@@ -353,6 +353,25 @@ def check_forget(engine: Verifier) -> None:
     assert after.rows - (len(PROMPT) - after.cached + 1) in (0, 1)
 
 
+def check_logprobs(engine: Verifier) -> None:
+    """One log-probability per draw, the same whether it was verified or decoded; none where none was asked for."""
+    request = VerifyRequest(fresh("r"), fresh(), list(PROMPT), [], continue_tokens=5, logprobs=True)
+    if not engine.info.logprobs:
+        with pytest.raises(RequestRefused, match="log-probabilities"):
+            engine.submit(request)
+        return
+    events = run(engine, request)[request.request_id]
+    draws = [draw for event in events for draw in event.draws]
+    decoded = [logprob for event in events for logprob in event.logprobs]
+    for draft in (draws[:4], [*draws[:2], (draws[2] + 1) % 200]):
+        verify = VerifyRequest(fresh("r"), fresh(), list(PROMPT), draft, logprobs=True)
+        (event,) = run(engine, verify)[verify.request_id]
+        assert len(event.logprobs) == len(event.draws) == event.accepted + 1
+        assert event.logprobs == pytest.approx(decoded[: len(event.draws)], abs=1e-3)
+        assert all(logprob <= 0 for logprob in event.logprobs)
+    assert round_(engine, fresh(), PROMPT, draws[:2], Sampling()).logprobs == []
+
+
 #: of engines that keep a session's KV between rounds
 RESIDENT_CHECKS: list[Callable[[Verifier], None]] = [check_counts, check_scored_text_stays]
 CHECKS: list[Callable[[Verifier], None]] = [
@@ -364,6 +383,7 @@ CHECKS: list[Callable[[Verifier], None]] = [
     check_cancel,
     check_rounds_of_one_session_in_order,
     check_forget,
+    check_logprobs,
 ]
 SAMPLED_CHECKS: list[Callable[[Verifier, Sampling], None]] = [
     check_scores,

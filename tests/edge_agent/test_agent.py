@@ -6,16 +6,21 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from rigs import TARGET, agent, draws, worker
+from rigs import TARGET, agent, draws, text_of, worker
 
 from helpers import wait_until
 from pilotfish.edge_agent.agent import Agent, _unhurried
+from pilotfish.edge_agent.drafters.base import Draft
+from pilotfish.edge_agent.drafters.fake import FakeDrafter
+from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.session import Committed
+from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import EmptyPrompt, NoAgent, PilotfishError, PromptTooLong
@@ -284,3 +289,28 @@ async def test_a_reader_that_leaves_ends_the_generation() -> None:
     await anext(reading)
     await reading.aclose()
     assert ended.is_set()
+
+
+async def test_a_long_prompt_is_read_in_turns_with_the_drafts_of_others() -> None:
+    """`calls` are those of the drafter's one thread: the short generation's drafts come between the long one's rows."""
+    calls: list[tuple[str, int]] = []
+
+    class Slow(FakeDrafter):
+        def prefill(self, session: str, ids: Sequence[int], rows: int) -> bool:
+            calls.append(("prefill", len(ids)))
+            time.sleep(0.002)
+            return sum(what == "prefill" for what, _ in calls) * rows >= len(ids) - 1
+
+        def draft(self, session: str, ids: Sequence[int], *how: Any, **more: Any) -> Draft:
+            calls.append(("draft", len(ids)))
+            return super().draft(session, ids, *how, **more)
+
+    running = Agent(Slow(lambda ids, at, _: 7), ByteTokenizer(), ())
+    long, short = (Task((1,) * length, "edge_only", max_tokens=8, draft_tokens=1) for length in (3000, 5))
+    await asyncio.gather(text_of(running, long), text_of(running, short))
+    await running.stop()
+    reading = [index for index, call in enumerate(calls) if call[0] == "prefill"]
+    between = [call for call in calls[reading[0] : reading[-1]] if call[0] == "draft"]
+    assert len(reading) == 11
+    assert len(between) >= 7, "nobody waits for a whole prompt"
+    assert {length for what, length in calls if what == "prefill"} == {3000}, "it is read once"

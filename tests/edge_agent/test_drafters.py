@@ -202,3 +202,15 @@ def test_fakes_of_one_seed_agree_and_of_two_differ() -> None:
     drafts = [FakeDrafter(target, alpha=0.5, seed=seed).draft("a", PROMPT, 60, GREEDY).ids for seed in (1, 1, 2)]
     assert drafts[0] == drafts[1] != drafts[2]
     assert all(0 <= t < 256 for t in drafts[0])
+
+
+@pytest.mark.llamacpp
+def test_a_prompt_read_in_parts_gives_the_same_draft(llama: LlamaCppDrafter) -> None:
+    ids = [(7 * i) % 200 for i in range(100)]
+    steps = 0
+    while not llama.prefill("parts", ids, 16):
+        steps += 1
+    drafted = llama.draft("parts", ids, 5, GREEDY)
+    assert steps == 6
+    assert drafted.prefilled == 1
+    assert drafted.ids == llama.draft("whole", ids, 5, GREEDY).ids

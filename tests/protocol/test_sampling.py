@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.protocol.messages import MAX_CONTEXT, SEED_MAX, Sampling
-from pilotfish.protocol.sampling import draw, filter_logits, gumbel, gumbel_hash, perturbed
+from pilotfish.protocol.sampling import draw, filter_logits, gumbel, gumbel_hash, log_probabilities, perturbed
 from pilotfish.protocol.sampling_reference import draw_reference, gumbel_reference, murmur3, survivors
 
 PINNED_NOISE = [  # seed, position, id, murmur3, gumbel
@@ -320,3 +320,19 @@ def test_logits_are_not_changed() -> None:
         filter_logits(rows, sampling)[:] = 0
         perturbed(rows, [1, 2], sampling)[:] = 0
     assert np.array_equal(rows, before)
+
+
+# --- how likely a draw was -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-80, 80, width=32), min_size=2, max_size=30), st.data())
+def test_log_probabilities_are_those_of_a_softmax(row: list[float], data: st.DataObject) -> None:
+    token = data.draw(st.integers(0, len(row) - 1))
+    (told,) = log_probabilities(np.array([row], np.float32), [token])
+    assert told == pytest.approx(row[token] - max(row) - math.log(sum(math.exp(x - max(row)) for x in row)), abs=1e-9)
+    assert told <= 0
+
+
+def test_log_probabilities_of_rows_are_each_their_own() -> None:
+    rows = np.array([[0, 0], [5, -math.inf]], np.float32)
+    assert log_probabilities(rows, [1, 0]) == pytest.approx([-math.log(2), 0.0])

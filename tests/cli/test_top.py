@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pilotfish.cli.fleet_view import Glimpse, screen, view
+from pilotfish.cli.requests import shell
+from pilotfish.cli.submit import new_prompt
+from pilotfish.protocol.inspection import Peer, Queue, Served, Stream
+from pilotfish.protocol.settings import Settings
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def queue(*, alive: bool = True, **sums: int) -> Queue:
+    beat = {"state": "serving", **{name: str(value) for name, value in sums.items()}}
+    worker, agent = Peer("w1", alive, beat), Peer("edge1", True, beat)
+    streams = [Stream("jobs:any", "jobs", 5, 2, 40), Stream("dlq", "dead letters", 1, 0, 9000)]
+    return Queue([Served("t" * 16, "demo", [worker])], [agent], streams)
+
+
+def test_two_looks_make_rates() -> None:
+    before = Glimpse(10.0, queue(tokens=100, rows=500, steps=100, accepted_tokens=10, corrected_tokens=0))
+    now = Glimpse(
+        12.0, queue(tokens=300, rows=900, steps=160, accepted_tokens=40, corrected_tokens=10, local_tokens=50)
+    )
+    seen = view(before, now)
+    (worker,), (agent,) = seen.workers, seen.agents
+    assert (worker.tokens_per_second, worker.rows_per_token, worker.steps_per_token) == (100, 2.0, 0.3)
+    assert (agent.tokens_per_second, agent.acceptance, agent.local_share) == (45, 0.8, 0.5)
+    assert (seen.waiting, seen.oldest_ms, seen.dead_letters, seen.tokens_per_second) == (3, 40, 1, 45)
+
+
+def test_a_process_that_began_anew_counts_from_nothing() -> None:
+    seen = view(Glimpse(0.0, queue(tokens=1000)), Glimpse(1.0, queue(tokens=30)))
+    assert seen.workers[0].tokens_per_second == 30
+
+
+def test_a_peer_that_was_not_there_before_did_nothing_yet() -> None:
+    seen = view(Glimpse(0.0, Queue([], [], [])), Glimpse(1.0, queue(tokens=30)))
+    assert seen.workers[0].tokens_per_second == 0
+
+
+def test_the_dead_are_gone_and_an_odd_beat_is_zero() -> None:
+    odd = queue(alive=False, tokens=5)
+    odd.agents[0].beat["running"] = "\x1b[31m"
+    seen = view(Glimpse(0.0, odd), Glimpse(1.0, odd))
+    assert (seen.workers[0].state, seen.agents[0].running) == ("gone", 0)
+
+
+@pytest.mark.parametrize("found", [queue(tokens=1), Queue([], [], [])])
+def test_a_screen_can_be_drawn_of_anything(found: Queue) -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(screen(view(Glimpse(0.0, found), Glimpse(1.0, found))))
+    text = console.export_text()
+    assert "worker" in text
+    assert ("w1" in text) == bool(found.targets)
+
+
+async def test_the_fleet_is_seen_from_redis_alone(rig: Settings, cli: Cli) -> None:
+    async with shell(rig) as broker:
+        await broker.submit(new_prompt(rig, "hello", raw=False))
+        ended = await asyncio.to_thread(cli, "top", "--json", "--every", "0.6", env={"REDIS_URL": rig.redis_url or ""})
+    told: dict[str, Any] = json.loads(ended.stdout)
+    (worker,), (agent,) = told["workers"], told["agents"]
+    assert (worker["name"], worker["state"], agent["name"]) == ("w1", "serving", "edge1")
+    plain = await asyncio.to_thread(cli, "top", "--every", "0.6", env={"REDIS_URL": rig.redis_url or ""})
+    assert "tokens/s" in plain.stdout
+    assert "…" not in plain.stdout, "nothing is cut where there is no terminal"
+    assert "edge1" in plain.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("redis")
+def test_on_a_terminal_it_stays_until_it_is_stopped(redis_url: str) -> None:
+    ours, theirs = pty.openpty()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "pilotfish.cli.main", "top", "--every", "0.1"],
+        stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "REDIS_URL": redis_url, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    while said.count(b"tokens/s") < 3:
+        said += os.read(ours, 65536)
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(20) == 130
+    os.close(ours)
+    assert b"Traceback" not in said
