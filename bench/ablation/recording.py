@@ -30,7 +30,7 @@ class Notes:
         """Forget the last generation."""
         self._started = perf_counter()
         self._proposed: dict[int, tuple[int, float]] = {}  # position -> (id, confidence) of the latest draft there
-        self._rounds: dict[tuple[int, int], Round] = {}  # (epoch, round)
+        self._rounds: dict[tuple[str, int, int], Round] = {}  # (session, epoch, round)
         self.other_bytes = 0
 
     def ms(self) -> float:
@@ -48,7 +48,7 @@ class Notes:
         if not isinstance(message, VerifyJob):
             self.other_bytes += size
             return
-        known = self._rounds.setdefault((message.epoch, message.round), self._round(message))
+        known = self._rounds.setdefault((message.session, message.epoch, message.round), self._round(message))
         known["sends"] += 1
         known["job_bytes"] += size
 
@@ -74,7 +74,7 @@ class Notes:
             if not isinstance(message, InvalidMessage):
                 self.other_bytes += len(encode(message))
             return
-        if (known := self._rounds.get((message.epoch, message.round))) is None:
+        if (known := self._rounds.get((message.session, message.epoch, message.round))) is None:
             return  # of the generation before
         known["reply_bytes"] += len(encode(message))
         if isinstance(message, Refusal):

@@ -61,6 +61,7 @@ def test_a_refusal_is_noted_and_what_belongs_to_no_round_is_not() -> None:
     notes.sent(job())
     notes.heard(Refusal(session=SESSION, code="need_prefix", worker="w1"))
     notes.heard(verdict(round=9))
+    notes.heard(verdict(session="1" * 32))
     note = Close(agent="edge1", boot=BOOT, session=SESSION)
     notes.sent(note)
     (one,) = notes.rounds
