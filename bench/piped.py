@@ -39,6 +39,11 @@ class Piped:
     def __exit__(self, *_: object) -> None:
         end(self._process)
 
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
     def ask(self, question: Any) -> Any:
         """The child's answer."""
         assert self._process.stdin

@@ -95,6 +95,7 @@ class Course:
 
     async def _sit(self, groups: list[list[Variant]], seed: int, rtt_ms: float) -> None:
         """Workers and agents together until all is measured; a failure ends it early, and the next one goes on."""
+        before = len(self.done)
         try:
             async with AsyncExitStack() as stack:
                 asked = [one for group in groups for one in await self._open(stack, group, seed)]
@@ -104,6 +105,8 @@ class Course:
                 await self._cell(asked, seed, rtt_ms)
         except EngineError as error:  # an agent's process died; the request it died of has its record
             log.warning("%s", error)
+            if len(self.done) == before:
+                self._count_failure(str(error))
 
     async def _open(self, stack: AsyncExitStack, group: list[Variant], seed: int) -> list[Asked]:
         """One worker on a Redis of its own, and an agent for each variant, taught."""
@@ -152,11 +155,13 @@ class Course:
         if not told["failure"]:
             self.failed_in_a_row = 0
             return True
+        self._count_failure(told["failure"]["sentence"])
+        return False
+
+    def _count_failure(self, why: str) -> None:
         self.failed_in_a_row += 1
         if self.failed_in_a_row == FAILURES_MAX:
-            why = told["failure"]["sentence"]
             raise PilotfishError(f"{FAILURES_MAX} requests in a row failed, the last with: {why}")
-        return False
 
     def _note(self, key: Key, question: Question, told: Record) -> None:
         right = None
