@@ -114,7 +114,10 @@ def compare(
     b: Annotated[Path, typer.Argument(help="The run after.")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs, the second against the first, over the prompts and seeds both have."""
+    """Compare two runs, the second against the first, over the prompts and seeds both have.
+
+    They were not measured at the same time: what the machine did meanwhile is in the difference, and in no interval.
+    """
     import json
 
     from pilotfish.bench.ablation.compare import compare as compared
@@ -123,7 +126,7 @@ def compare(
     if as_json:
         print(json.dumps({"rows": rows, "differences": differences}))
         return
-    for words in differences:
+    for words in (*differences, "time: the machine may have changed in between, which no interval knows"):
         print(f"differs: {words}")
     _show(rows)
 
