@@ -2,7 +2,8 @@
 
     python -m pilotfish.bench.delay_proxy --to 127.0.0.1:6379 --rtt-ms 40 [--listen 7000]
 
-Stands between an edge and Redis for what a WAN does to latency. It knows nothing of Redis; it loses nothing.
+Stands between an edge and Redis for what a WAN does to latency, and counts the bytes. It knows nothing of Redis; it
+loses nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class DelayProxy:
     def __init__(self, host: str, port: int, *, rtt_ms: float, listen: int = 0) -> None:
         self.host, self.to_port, self.rtt_ms = host, port, rtt_ms
         self.port = listen
+        self.bytes_up = self.bytes_down = 0  # carried so far, to the server and from it
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -58,8 +60,8 @@ class DelayProxy:
             there_reader, there_writer = await asyncio.open_connection(self.host, self.to_port)
             writers.append(there_writer)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._carry(reader, there_writer))
-                both.create_task(self._carry(there_reader, writer))
+                both.create_task(self._carry(reader, there_writer, up=True))
+                both.create_task(self._carry(there_reader, writer, up=False))
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
@@ -67,20 +69,22 @@ class DelayProxy:
             for one in writers:
                 one.close()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         """One direction: what arrives now leaves half a round trip later, the end of the stream too."""
         waiting: Chunks = asyncio.Queue()
         async with asyncio.TaskGroup() as both:
-            both.create_task(self._receive(reader, waiting))
+            both.create_task(self._receive(reader, waiting, up=up))
             both.create_task(_send_when_due(waiting, writer))
 
-    async def _receive(self, reader: asyncio.StreamReader, waiting: Chunks) -> None:
+    async def _receive(self, reader: asyncio.StreamReader, waiting: Chunks, *, up: bool) -> None:
         loop, data = asyncio.get_running_loop(), b"-"
         while data:
             try:
                 data = await reader.read(CHUNK_BYTES)
             except ConnectionError:
                 data = b""
+            self.bytes_up += len(data) * up
+            self.bytes_down += len(data) * (not up)
             waiting.put_nowait((loop.time() + self.rtt_ms / 2000, data))
 
 

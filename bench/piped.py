@@ -3,16 +3,17 @@
     with Piped("pilotfish.bench.module", environment) as child:
         child.ask({"do": "this"})
 
-The child calls `serve(handle)`. Engines live in such children: two of them never share a process, and idle ones wait in
-a read, off everybody's cores. Knows nothing of what is asked.
+The child calls `serve(handle)`, or awaits `serve_async`. Engines live in such children: two of them never share a
+process, and idle ones wait in a read, off everybody's cores. Knows nothing of what is asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import IO, Any, Self
 
@@ -31,12 +32,17 @@ class Piped:
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, **self.environment},
+            env={**os.environ, **self.environment}, start_new_session=True,  # Ctrl-C is the parent's; its end is ours
         )  # fmt: skip
         return self
 
     def __exit__(self, *_: object) -> None:
         end(self._process)
+
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._process.pid
 
     def ask(self, question: Any) -> Any:
         """The child's answer."""
@@ -51,11 +57,25 @@ class Piped:
 
 def serve(handle: Callable[[Any], Any]) -> None:
     """Answer until standard input ends. What libraries print goes to standard error."""
-    out: IO[bytes] = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    out = _own_output()
     with suppress(EOFError):
         while True:
             _send(out, handle(_receive(sys.stdin.buffer)))
+
+
+async def serve_async(handle: Callable[[Any], Awaitable[Any]]) -> None:
+    """The same for a child whose event loop has other things to do meanwhile."""
+    out = _own_output()
+    with suppress(EOFError):
+        while True:
+            _send(out, await handle(await asyncio.to_thread(_receive, sys.stdin.buffer)))
+
+
+def _own_output() -> IO[bytes]:
+    """Standard output for answers alone: what libraries print goes to standard error from here on."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return out
 
 
 def _send(file: IO[bytes], value: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from pilotfish.cli import (
+    ablate,
     acl,
     bench,
     cache,
@@ -56,6 +57,7 @@ app.add_typer(models.app, name="models")
 app.command()(acl.acl)
 app.command()(calibrate.calibrate)
 app.command()(bench.bench)
+app.add_typer(ablate.app, name="ablate")
 app.command()(config.doctor)
 app.add_typer(config.app, name="config")
 

@@ -151,7 +151,7 @@ def _own_parameters(command: Command) -> list[inspect.Parameter]:
 
 def _parameter(name: str) -> inspect.Parameter:
     kind, words, *choices = OPTIONS[name]
-    switch = f"{flag(name)}/--no-{flag(name)[2:]}" if kind is bool else flag(name)
+    switch = f"{flag(name)}/{flag(f'no_{name}')}" if kind is bool else flag(name)
     option = typer.Option(switch, help=f"{words[0].upper()}{words[1:]}.", metavar=choices[0] if choices else None)
     return _keyword(name, Annotated[kind | None, option])
 
@@ -167,6 +167,13 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 def flag(name: str) -> str:
     """A setting as it is written on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def written(name: str, value: object) -> list[str]:
+    """A setting and its value as words of a command line."""
+    if isinstance(value, bool):
+        return [flag(name) if value else flag(f"no_{name}")]
+    return [flag(name), str(value)]
 
 
 def _load(chosen: dict[str, Any], config: str | None) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from pilotfish.cli import redis_server
-from pilotfish.cli.options import BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TRACE, flag
+from pilotfish.cli.options import BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TRACE, written
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
 from pilotfish.cli.redis_url import described, redis_url
 from pilotfish.cloud_worker.launch import vllm_version
@@ -73,14 +73,7 @@ def arguments(settings: Settings, names: tuple[str, ...], **more: str) -> list[s
     """What a child is told: the command line's settings it takes (it reads environment and file itself), and `more`."""
     origins = settings.origins()
     given = {name: getattr(settings, name) for name in names if origins[name] == "cli" and name not in SECRETS}
-    return [word for name, value in {**given, **more}.items() for word in _written(name, value)]
-
-
-def _written(name: str, value: object) -> tuple[str, ...]:
-    """As it is given on a command line; a switch is its own word."""
-    if isinstance(value, bool):
-        return (flag(name) if value else f"--no-{flag(name)[2:]}",)
-    return flag(name), str(value)
+    return [word for name, value in {**given, **more}.items() for word in written(name, value)]
 
 
 class Pair:

@@ -1,0 +1,85 @@
+"""`pilotfish ablate`, as a process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from ablations import manifest, record, run_folder
+
+Cli = Callable[..., "CompletedProcess[str]"]
+
+
+def run(folder: Path, ms: float) -> Path:
+    times = [1.0, 1.0, 1.0, ms]
+    return run_folder(folder, manifest("baseline", asked=6), [record(prompt=p, token_ms=times) for p in range(6)])
+
+
+def test_runs_are_listed_and_compared(cli: Cli, tmp_path: Path) -> None:
+    a, b = run(tmp_path / "ablations/a", 40), run(tmp_path / "ablations/b", 80)
+    listed = cli("ablate", "list")
+    assert listed.stdout.splitlines()[0] == "ablations/a  2026-01-02T03:04:05Z  finished  baseline"
+    assert len(json.loads(cli("ablate", "list", "--json").stdout)) == 2
+    compared = cli("ablate", "compare", str(a), str(b))
+    assert "tokens_per_second" in compared.stdout
+    assert "0.50 × (0.50 to 0.50), worse" in compared.stdout
+    rows = json.loads(cli("ablate", "compare", str(a), str(b), "--json").stdout)["rows"]
+    assert {row["pairs"] for row in rows} == {6}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("list",), "there are no runs in ablations: `pilotfish ablate run --quick` makes one"),
+        (("report", "nowhere"), "nowhere holds no run"),
+        (("run", "--rtt", "fast"), "--rtt 'fast' is no list of milliseconds: write 0,20,50"),
+        (("run", "--modes", "everything"), "there is no mode 'everything'"),
+        (("run", "--prompts", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(cli: Cli, words: tuple[str, ...], complaint: str) -> None:
+    ran = cli("ablate", *words)
+    assert ran.returncode == 2
+    assert complaint in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.llamacpp
+@pytest.mark.timeout(280)
+def test_a_quick_run_of_all_modes_on_the_demo_pair(quick: CompletedProcess[str]) -> None:
+    assert quick.returncode == 0, quick.stderr
+    told = json.loads(quick.stdout)
+    assert (told["requests"], told["failed"]) == (6 * 2 * 19, 0)
+    folder = Path(told["folder"])
+    report = (folder / "report.md").read_text()
+    assert "## Confidence" in report
+    plots = {path.stem for path in (folder / "plots").iterdir()}
+    tables = {path.stem for path in (folder / "tables").iterdir()}
+    assert (
+        {"latency", "throughput", "rtt", "pareto", "confidence", "positions", "corrections", "wire"} <= plots <= tables
+    )
+    assert {"summary", "break_even"} <= tables
+    texts = {}
+    for line in (folder / "rounds.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        texts[one["variant"], one["rtt_ms"], one["prompt"]] = one["ids"]
+    exact = [key for key in texts if key[0] == "no_confidence"]
+    assert len(exact) == 2 * 19
+    assert all(texts[key] == texts["cloud_only", *key[1:]] for key in exact)
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> CompletedProcess[str]:
+    """Three minutes are what the issue allows; a busy machine of two cores takes about two."""
+    import subprocess
+    import sys
+
+    words = ("ablate", "run", "--quick", "--engine", "llamacpp", "--out", str(tmp_path / "run"), "--json")
+    return subprocess.run(
+        [sys.executable, "-m", "pilotfish.cli.main", *words], capture_output=True, text=True, timeout=240
+    )
