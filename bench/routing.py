@@ -157,7 +157,13 @@ async def _serial(url: str, one: Client, sizes: Sizes) -> dict[str, int]:
     await asyncio.sleep(BEATS_SECONDS)
     before = await _predictions(url)
     shape = replace(
-        sizes.shape, conversations=sizes.serial, lanes=1, think_ms=0.0, user_tokens=(16, 40), answer_tokens=2
+        sizes.shape,
+        conversations=sizes.serial,
+        lanes=1,
+        think_ms=0.0,
+        user_tokens=(16, 40),
+        answer_tokens=2,
+        systems_seed=2,
     )
     await talk(one, shape, 0, Measured())
     await asyncio.sleep(BEATS_SECONDS)

@@ -27,7 +27,10 @@ ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a trace. `lanes` conversations go on at a time, each pausing `think_ms` on average between its turns."""
+    """Of a trace. `lanes` conversations go on at a time, each pausing `think_ms` on average between its turns.
+
+    System prompts depend on `systems_seed` alone: only the first block of a trace meets them cold.
+    """
 
     groups: int = 8
     system_tokens: int = 1_000
@@ -37,6 +40,7 @@ class Shape:
     answer_tokens: int = 24
     lanes: int = 12
     think_ms: float = 120.0
+    systems_seed: int = 1
 
 
 @dataclass(slots=True)
@@ -115,8 +119,8 @@ async def client(url: str, target: str) -> AsyncIterator[Client]:
 
 async def talk(one: Client, shape: Shape, seed: int, into: Measured) -> None:
     """All conversations of a trace, `shape.lanes` at a time."""
-    rng = random.Random(seed)
-    systems = [_text(rng, shape.system_tokens) for _ in range(shape.groups)]
+    rng, systems_rng = random.Random(seed), random.Random(f"systems {shape.systems_seed}")
+    systems = [_text(systems_rng, shape.system_tokens) for _ in range(shape.groups)]
     todo = [(systems[n % shape.groups], rng.randrange(2**32)) for n in range(shape.conversations)]
 
     async def lane() -> None:
