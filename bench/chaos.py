@@ -99,7 +99,7 @@ async def storm(seed: int, rounds: int, *, flips: bool, seconds: float | None = 
         codes = await running.end()
         outcome.faults = running.done
         outcome.lost += [f"{count} left in {stream}" for stream, count in left.items()]
-        outcome.lost += [f"{name} ended by itself with {code}" for name, code in running.crashes.items()]
+        outcome.lost += [f"{name}: {', '.join(why)}" for name, why in running.crashes.items()]
         outcome.hung += [f"{name} ended with {code} at SIGTERM" for name, code in codes.items()]
     outcome.seconds = round(time.monotonic() - started, 1)
     _judge(outcome, load)
@@ -117,7 +117,11 @@ async def _drained(running: Any) -> dict[str, int]:
 
 def _judge(outcome: Outcome, load: Load) -> None:
     honest = switches(flips=outcome.flips)
-    outcome.rounds, outcome.told, outcome.cut_off = load.rounds, load.told, len(load.partial)
+    outcome.rounds, outcome.told, outcome.cut_off = (
+        load.rounds,
+        load.told,
+        sum(fate.end == "killed" for fate in load.partial),
+    )
     outcome.tokens = sum(len(fate.ids) for fate in load.fates)
     for fate in (*load.fates, *load.partial):
         if found := complaint(fate, honest):

@@ -5,7 +5,7 @@
 
 CHAOS_SKEW_SECONDS moves this process's wall clock, as on a device whose battery was out. CHAOS_WIRE=0 makes it write
 an older form of every message (a field has another name), as a process that was not upgraded yet; everyone here reads
-both. An agent takes submitted prompts, and runs the wishes that come by its standard input, one JSON line each; what
+both. SIGUSR1 makes it tell how many metric series it has. An agent takes submitted prompts, and runs the wishes that come by its standard input, one JSON line each; what
 becomes of them goes to standard output.
 """
 
@@ -108,8 +108,16 @@ def _tell(number: int, **what: Any) -> None:
     print(json.dumps({"number": number, **what}), flush=True)
 
 
+def _tell_series(*_: object) -> None:
+    """SIGUSR1: how many metric series this process has."""
+    from pilotfish.protocol.metrics import REGISTRY
+
+    print(json.dumps({"series": sum(len(metric.samples) for metric in REGISTRY.collect())}), flush=True)
+
+
 def main() -> None:
     """Entry point."""
+    signal.signal(signal.SIGUSR1, _tell_series)
     read_both()
     if os.environ.get("CHAOS_WIRE") == "0":
         write_older()

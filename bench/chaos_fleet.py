@@ -73,7 +73,7 @@ class Fleet:
         await asyncio.gather(*(agent.start() for agent in self.agents))
 
     @property
-    def crashes(self) -> dict[str, list[int]]:
+    def crashes(self) -> dict[str, list[str]]:
         """Ends that nobody asked for."""
         return {one.name: one.crashes for one in (*self.workers, *self.agents) if one.crashes}
 
@@ -91,8 +91,7 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*self._healing, return_exceptions=True)
         for one in (*self.agents, *self.workers, *self.proxies.values()):
-            with suppress(AssertionError):
-                await one.kill()
+            await one.kill()
         await self.server.close()
 
     # --- faults ----------------------------------------------------------------------------------------------
@@ -192,7 +191,7 @@ async def drain(victim: Process, seconds: float) -> None:
     """Ask it to end; start it again."""
     code = await victim.end()
     if code:
-        victim.crashes.append(code)
+        victim.crashes.append(f"it ended with {code} at SIGTERM")
     await asyncio.sleep(seconds)
     await victim.start()
 

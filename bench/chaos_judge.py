@@ -26,7 +26,7 @@ class Fate:
     end: str
     rounds: int = 0
     degraded: bool = False
-    local: int = 0  # tokens the summary counts as written alone
+    local: int | None = 0  # tokens its summary counts as written alone; None if two agents wrote the text
 
 
 def complaint(fate: Fate, fleet: Sequence[Switches] = (HONEST,)) -> str:
@@ -40,7 +40,7 @@ def complaint(fate: Fate, fleet: Sequence[Switches] = (HONEST,)) -> str:
         return ""
     if len(fate.ids) != fate.wish.max_tokens:
         return f"{len(fate.ids)} tokens instead of {fate.wish.max_tokens}"
-    if alone != fate.local or (alone and not fate.degraded):
+    if fate.local is not None and (alone != fate.local or (alone and not fate.degraded)):
         return f"{alone} tokens written alone, the summary owns up to {fate.local} (degraded: {fate.degraded})"
     return ""
 

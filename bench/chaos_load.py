@@ -20,12 +20,13 @@ from pilotfish.bench.chaos_judge import Fate
 from pilotfish.bench.chaos_plan import Wish, wish
 from pilotfish.cli.requests import Answer
 from pilotfish.protocol.broker import connect
-from pilotfish.protocol.errors import BrokerError, NoAgent, PilotfishError
-from pilotfish.protocol.messages import Failed, Finished, Prompt
+from pilotfish.protocol.errors import AnswerLost, BrokerError, NoAgent
+from pilotfish.protocol.messages import Accepted, Failed, Finished, Prompt, Summary
 from pilotfish.protocol.shell import ShellBroker
 
-DEADLINE_MS: Final = 90_000
-HUNG_SECONDS: Final = 150.0  # beyond any deadline, and the time it takes to notice
+DEADLINE_MS: Final = 40_000
+HUNG_SECONDS: Final = 180.0  # for one try: beyond the deadlines of as many agents as may take a prompt
+NAMED: Final = frozenset({"answer_lost", "dead_letter", "deadline"})  # ends that a request may come to, and say so
 PAUSE_SECONDS: Final = 0.3
 
 
@@ -66,31 +67,43 @@ class Load:
 
     async def _lane(self) -> None:
         while not self._enough:
-            one = wish(self.seed, next(self._numbers))
-            try:
-                async with asyncio.timeout(HUNG_SECONDS):
-                    fate = await (self._submit(one) if one.submitted else self._own(one))
-            except TimeoutError:
-                self.hung.append(one)
-                continue
-            self.fates.append(fate)
-            self.rounds += fate.rounds
+            self.fates.append(await self._until_it_ends(wish(self.seed, next(self._numbers))))
+
+    async def _until_it_ends(self, one: Wish) -> Fate:
+        while True:
+            if fate := await self._try(one):
+                return fate
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _try(self, one: Wish) -> Fate | None:
+        """How it ended; None if it must be asked again, because it failed by name or its agent died."""
+        try:
+            async with asyncio.timeout(HUNG_SECONDS):
+                fate = await (self._submit(one) if one.submitted else self._own(one))
+        except TimeoutError:
+            self.hung.append(one)
+            return Fate(one, (), (), "hung")
+        if fate is None:
+            return None
+        self.rounds += fate.rounds
+        code = fate.end.partition(":")[0]
+        if code not in NAMED:
+            return fate
+        self.told[" ".join((code, *fate.end.split()[1:3])) if code == "answer_lost" else code] += 1
+        self.partial.append(fate)
+        return None
 
     # --- run by an agent of its own --------------------------------------------------------------------------
 
-    async def _own(self, one: Wish) -> Fate:
-        for attempt in itertools.count(one.number):
-            number = attempt % len(self.fleet.agents)
-            agent = self.fleet.agents[number]
-            if not agent.ready.is_set():
-                await asyncio.sleep(PAUSE_SECONDS)
-                continue
-            inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-            self._inbox[one.number] = (number, inbox)
-            agent.write(json.dumps(_asked(one)))
-            if fate := await self._follow(one, inbox):
-                return fate
-        raise AssertionError("not reached")
+    async def _own(self, one: Wish) -> Fate | None:
+        ready = [number for number, agent in enumerate(self.fleet.agents) if agent.ready.is_set()]
+        if not ready:
+            return None
+        number = ready[one.number % len(ready)]
+        inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._inbox[one.number] = (number, inbox)
+        self.fleet.agents[number].write(json.dumps(_asked(one)))
+        return await self._follow(one, inbox)
 
     async def _follow(self, one: Wish, inbox: asyncio.Queue[dict[str, Any] | None]) -> Fate | None:
         """Its fate; None when its agent died."""
@@ -106,41 +119,37 @@ class Load:
 
     # --- submitted -------------------------------------------------------------------------------------------
 
-    async def _submit(self, one: Wish) -> Fate:
-        """What fails by name because Redis or agents lost it is asked again, and counted."""
-        while True:
-            prompt = _prompt(one)
-            async with connect(self.fleet.urls["edges"]) as redis:
-                shell = ShellBroker(redis, "default")
-                if not await self._queued(shell, prompt):
-                    continue
-                answer = await self._answer(shell, prompt.request)
-            if isinstance(answer, Answer):
-                return _fate(one, answer)
-            self.told[answer.code] += 1
-            await asyncio.sleep(PAUSE_SECONDS)
-
-    async def _queued(self, shell: ShellBroker, prompt: Prompt) -> bool:
-        try:
-            await shell.submit(prompt)
-        except (BrokerError, NoAgent):  # refused at once, or perhaps queued: nobody will ask for this request again
-            await asyncio.sleep(PAUSE_SECONDS)
-            return False
-        return True
-
-    async def _answer(self, shell: ShellBroker, request: str) -> Answer | PilotfishError:
-        """Read from the beginning each time Redis was away."""
-        while True:
-            answer = Answer(request)
+    async def _submit(self, one: Wish) -> Fate | None:
+        prompt = _prompt(one)
+        async with connect(self.fleet.urls["edges"]) as redis:
+            shell = ShellBroker(redis, "default")
             try:
-                async for message in shell.output(request, follow=True):
-                    answer.add(message)
-            except (BrokerError, NoAgent):
+                await shell.submit(prompt)
+            except (BrokerError, NoAgent):  # refused, or perhaps queued: nobody will ask for this request again
+                return None
+            while True:  # from the beginning each time Redis was away, as `pilotfish result --wait`
+                with suppress(BrokerError, NoAgent):
+                    return await _read(shell, one, prompt.request)
                 await asyncio.sleep(PAUSE_SECONDS)
-                continue
-            except PilotfishError as error:
-                return error
-            return answer
+
+
+async def _read(shell: ShellBroker, one: Wish, request: str) -> Fate:
+    """A submitted prompt's answer to its end."""
+    answer, agents, end, summary = Answer(request), 0, "unfinished", Summary()
+    try:
+        async for message in shell.output(request, follow=True):
+            answer.add(message)
+            agents += isinstance(message, Accepted)
+    except AnswerLost as error:
+        end = f"{error.code}: {error}"
+    match answer.last:
+        case Finished():
+            end, summary = answer.last.reason, answer.last.summary
+        case Failed():
+            end = f"{answer.last.code}: {answer.last.sentence}"
+    origins = tuple(origin for _, origin in answer.said)
+    counted = (summary.rounds, summary.degraded, summary.local if agents == 1 else None)
+    return Fate(one, tuple(answer.ids), origins, end, *counted)
 
 
 def _asked(one: Wish) -> dict[str, Any]:
@@ -154,13 +163,3 @@ def _prompt(one: Wish) -> Prompt:
     names = ("text", "mode", "on_cloud_loss", "sampling", "max_tokens", "draft_tokens")
     wanted: dict[str, Any] = {name: getattr(one, name) for name in names}
     return Prompt(request=secrets.token_hex(16), raw=True, deadline_ms=DEADLINE_MS, **wanted)
-
-
-def _fate(one: Wish, answer: Answer) -> Fate:
-    ids, origins = tuple(answer.ids), tuple(origin for _, origin in answer.said)
-    match answer.last:
-        case Finished(reason=reason, summary=summary):
-            return Fate(one, ids, origins, reason, summary.rounds, summary.degraded, summary.local)
-        case Failed(code=code, sentence=sentence):
-            return Fate(one, ids, origins, f"{code}: {sentence}")
-    return Fate(one, ids, origins, "unfinished")

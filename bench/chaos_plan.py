@@ -15,7 +15,7 @@ from typing import Final
 from pilotfish.protocol.messages import Mode, OnCloudLoss, Sampling
 
 TICK_SECONDS: Final = 0.25
-QUIET: Final = 0.7  # share of ticks in which nothing new breaks
+QUIET: Final = 0.8  # share of ticks in which nothing new breaks
 
 #: fault -> (weight, shortest, longest seconds). A process that is killed is started again after that time.
 FAULTS: Final[dict[str, tuple[int, float, float]]] = {

@@ -24,7 +24,7 @@ PAUSE_SECONDS: Final = 0.2
 class Process:
     """One child, `python -m pilotfish.bench.<module>`; started again until it says it is ready.
 
-    `said` gets every line after that. `crashes` holds the exit codes of ends that nobody asked for.
+    `said` gets every line after that. `crashes` tells of ends that nobody asked for.
     """
 
     def __init__(
@@ -38,14 +38,18 @@ class Process:
         self._environment = {**os.environ, **(environment or {})}
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
-        self.crashes: list[int] = []
+        self.crashes: list[str] = []
         self.ready = asyncio.Event()
 
     async def start(self) -> None:
-        """Until it is ready; an attempt that ends before (Redis is away) is repeated."""
-        async with asyncio.timeout(START_SECONDS):
-            while not self.ready.is_set():
-                await self._start_once()
+        """Until it is ready; an attempt that ends before (Redis is away) is repeated. One that hangs is a crash."""
+        while not self.ready.is_set():
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await self._start_once()
+            except TimeoutError:
+                self.crashes.append("it did not start")
+                await self.kill()
 
     async def _start_once(self) -> None:
         self._process = process = await asyncio.create_subprocess_exec(
@@ -72,7 +76,7 @@ class Process:
         code = await process.wait()
         if self.ready.is_set():  # nobody asked for it
             self.ready.clear()
-            self.crashes.append(code)
+            self.crashes.append(f"it ended by itself with {code}")
         self._said(None)
 
     def write(self, line: str) -> None:
@@ -89,10 +93,11 @@ class Process:
                 self._process.send_signal(signum)
 
     async def kill(self) -> None:
-        """At once."""
+        """At once; nothing happens to one that never ran."""
         self.ready.clear()
         self.send(signal.SIGKILL)
-        await self._gone()
+        if self._process:
+            await self._gone()
 
     async def end(self) -> int:
         """Ask it to end. Returns its exit code; -9 if it had to be killed."""
@@ -113,12 +118,16 @@ class Process:
             await self._reading
         return code
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now."""
+        assert self._process
+        return self._process.pid
+
     def children(self) -> list[int]:
         """Process ids of its children: of a worker, its engine."""
-        assert self._process
-        pid = self._process.pid
         with suppress(OSError):
-            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+            return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
         return []
 
 

@@ -13,19 +13,23 @@ NAMES: Final[dict[str, str]] = {
     "broker": "pilotfish.bench.broker:run",
     "verify": "pilotfish.bench.verify:run",
     "capacity": "pilotfish.bench.capacity:run",
+    "chaos": "pilotfish.bench.chaos:run",
+    "soak": "pilotfish.bench.soak:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
     "broker": "the queue's round trip against a bare stream echo and stock arq",
     "verify": "a warm round's rows and cost at 64, 1,000 and 3,000 tokens of context",
     "capacity": "committed tokens per second with 1 to 64 edges against plain decoding and vLLM's own speculation",
+    "chaos": "texts stay right while workers, agents, Redis and messages are killed, stopped, cut off and doubled",
+    "soak": "memory, descriptors, metric series and keys after N minutes of steady load",
 }
 
 
-def run(name: str, quick: bool = False) -> dict[str, Any]:
-    """One benchmark's report. Raises UsageError for a name that is none."""
+def run(name: str, quick: bool = False, **options: Any) -> dict[str, Any]:
+    """One benchmark's report; `options` are those only it has. Raises UsageError for a name that is none."""
     if name not in NAMES:
         raise UsageError(f"there is no benchmark {name!r}: choose {', '.join(NAMES)}")
     module, _, function = NAMES[name].partition(":")
-    report: dict[str, Any] = getattr(import_module(module), function)(quick=quick).as_dict()
+    report: dict[str, Any] = getattr(import_module(module), function)(quick=quick, **options).as_dict()
     return report

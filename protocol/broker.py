@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ log = logging.getLogger("pilotfish.broker")
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is noticed and a quiet stream is not
 
+SILENCE_SECONDS = 0.12  # a Redis that owes a PING's answer for so long, or for PATIENCE usual ones, counts as silent
+PATIENCE = 4.0
 PAUSE_SECONDS = 0.05  # the first pause of a lost connection; each next one is twice as long, up to PAUSE_MAX_SECONDS
 PAUSE_MAX_SECONDS = 1.0
 PROMPT_LEASE_MS = 3 * keys.LEASE_MS  # an agent renews it with its beat
@@ -107,6 +110,23 @@ class EdgeBroker:
         self.redis, self.tenant, self.agent, self.boot = redis, tenant, agent, boot
         self._cursor = b"0-0"
         self._wire = Wire(redis, SOCKET_SECONDS)
+        self._usual_seconds = 0.0  # of a PING, smoothed
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which an answer of Redis is no longer merely late."""
+        return max(SILENCE_SECONDS, PATIENCE * self._usual_seconds)
+
+    async def answers(self) -> bool:
+        """Whether Redis answers a PING in time. A paused one accepts connections, so that nothing else tells soon."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._wire.call("PING")
+        except (rx.RedisError, OSError, TimeoutError):
+            return False
+        self._usual_seconds += (time.monotonic() - started - self._usual_seconds) / 8
+        return True
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         """XADD NOMKSTREAM to the worker that served last, else to `any`. Returns the entry's id.
