@@ -5,8 +5,10 @@
 
 CHAOS_SKEW_SECONDS moves this process's wall clock, as on a device whose battery was out. CHAOS_WIRE=0 makes it write
 an older form of every message (a field has another name), as a process that was not upgraded yet; everyone here reads
-both. SIGUSR1 makes it tell how many metric series it has. An agent takes submitted prompts, and runs the wishes that come by its standard input, one JSON line each; what
-becomes of them goes to standard output.
+both. SIGUSR1 makes it tell how many metric series it has.
+
+An agent takes submitted prompts, and runs the wishes that come by its standard input, one JSON line each; what becomes
+of them goes to standard output.
 """
 
 from __future__ import annotations

@@ -168,10 +168,10 @@ class Fleet:
         """Jobs and prompts that lie in their streams: stream -> how many."""
         found = {}
         async with Redis.from_url(self.server.url) as redis:
-            names = [name async for name in redis.scan_iter("pf:*:jobs:*")] + [keys.prompts(keys.DEFAULT_TENANT)]
-            for name in names:
+            jobs = [name.decode() async for name in redis.scan_iter(keys.jobs("*", "*", "*"))]
+            for name in (*jobs, keys.prompts(keys.DEFAULT_TENANT)):
                 if length := await redis.xlen(name):
-                    found[name if isinstance(name, str) else name.decode()] = length
+                    found[name] = length
         return found
 
 

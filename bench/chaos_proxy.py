@@ -17,10 +17,12 @@ from contextlib import suppress
 from typing import Final
 
 from pilotfish.bench.children import say_ready
+from pilotfish.protocol import keys
 
 HOST: Final = "127.0.0.1"
 CHUNK_BYTES: Final = 1 << 16
 LATE_SECONDS: Final = (0.01, 1.5)
+REPLIES: Final = keys.replies("", "").rstrip(":").encode()
 NOTHING: Final = b"$-1\r\n"
 
 
@@ -48,7 +50,7 @@ def pretended_answer(words: list[bytes]) -> bytes:
     if name == b"XADD" and b":jobs:" in words[1]:
         entry = b"%d-0" % (time.time_ns() // 1_000_000)
         return b"$%d\r\n%s\r\n" % (len(entry), entry)
-    if name in (b"EVAL", b"EVALSHA") and len(words) > 4 and words[4].startswith(b"pf:rep:"):
+    if name in (b"EVAL", b"EVALSHA") and len(words) > 4 and words[4].startswith(REPLIES):
         return NOTHING
     return b""
 

@@ -42,10 +42,10 @@ class ShellBroker:
                 got = await self.redis.xread({stream: cursor}, block=keys.BLOCK_MS // 2 if follow else None)
                 if not got and not follow:
                     return
-                if not got and not await self._kept(request):
-                    raise AnswerLost(f"Redis lost request {request} (did it restart?): submit it again")
                 if not got and not await live(self.redis, keys.agents(self.tenant)):
                     raise NoAgent(f"the agent went away; request {request} waits for another: `pilotfish agent`")
+                if not got and not await self._kept(request):
+                    raise AnswerLost(f"Redis lost request {request} (did it restart?): submit it again")
             for entry_id, fields in got[0][1] if got else ():
                 cursor = entry_id
                 message = read_entry(fields, ToShell)
