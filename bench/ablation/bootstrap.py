@@ -1,8 +1,10 @@
-"""Intervals: a paired bootstrap over prompts (Efron & Tibshirani 1993, ch. 8; percentiles, 95 %).
+"""Intervals: a paired bootstrap over prompts and seeds (percentiles, 95 %; Efron & Tibshirani 1993, ch. 8).
 
-A prompt is drawn with all its seeds, because answers to one prompt resemble each other; both sides of a comparison get
-the same prompts, because a hard prompt is hard for both. A comparison whose interval holds "equal" is called "no
-difference", whatever the estimate is.
+A prompt is drawn with all its seeds, because answers to one prompt resemble each other, and a seed with all its
+prompts, because its agents learnt from the same lessons and the same coins: the two-way bootstrap of Owen (2007), which
+errs on the wide side. With one seed there is nothing to draw, and what its agents happened to learn is in no interval.
+Both sides of a comparison get the same draws. A comparison whose interval holds "equal" is called "no difference",
+whatever the estimate is.
 """
 
 from __future__ import annotations
@@ -40,10 +42,15 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """One figure of some requests, by prompt: what is summed, and by what it is divided."""
+    """One figure of some requests, by prompt and seed: what is summed, and by what it is divided."""
 
-    over: Floats  # [prompts]
-    under: Floats  # [prompts]
+    over: Floats  # [prompts, seeds]
+    under: Floats  # [prompts, seeds]
+
+    @property
+    def prompts(self) -> int:
+        """How many."""
+        return int(self.over.shape[0])
 
     @property
     def value(self) -> float | None:
@@ -53,21 +60,21 @@ class Sums:
 
     def resampled(self) -> Floats:
         """[RESAMPLES] values, nan where a resample has nothing to divide by."""
-        weights = drawn(len(self.over))
+        prompts, seeds = drawn(self.prompts, SEED), drawn(int(self.over.shape[1]), SEED + 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Floats = (weights @ self.over) / (weights @ self.under)
+            found: Floats = ((prompts @ self.over) * seeds).sum(axis=1) / ((prompts @ self.under) * seeds).sum(axis=1)
         return found
 
     def interval(self) -> Interval | None:
         """The figure, None if there is none."""
-        return None if self.value is None else spread(self.value, self.resampled(), len(self.over))
+        return None if self.value is None else spread(self.value, self.resampled(), self.prompts)
 
 
 @cache
-def drawn(count: int) -> Floats:
-    """[RESAMPLES, count]: how often each prompt is in each resample; the same for everyone who has as many prompts."""
+def drawn(count: int, seed: int) -> Floats:
+    """[RESAMPLES, count]: how often each is in each resample; the same for everyone who has as many."""
     chances = np.full(count, 1 / count)
-    return np.random.default_rng(SEED).multinomial(count, chances, RESAMPLES).astype(np.float64)
+    return np.random.default_rng(seed).multinomial(count, chances, RESAMPLES).astype(np.float64)
 
 
 def spread(value: float, resampled: Floats, prompts: int) -> Interval:
@@ -81,15 +88,17 @@ def spread(value: float, resampled: Floats, prompts: int) -> Interval:
 
 def sums(records: Iterable[Record], measure: Measure) -> Sums:
     """Of one variant."""
-    return _by_prompt([r for r in records if measure.applies(r)], measure.over, measure.under)
+    return _by_prompt_and_seed([r for r in records if measure.applies(r)], measure.over, measure.under)
 
 
-def _by_prompt(records: Sequence[Record], over: Callable[[Any], float], under: Callable[[Any], float]) -> Sums:
+def _by_prompt_and_seed(records: Sequence[Record], over: Callable[[Any], float], under: Callable[[Any], float]) -> Sums:
     prompts = {prompt: place for place, prompt in enumerate(sorted({r["prompt"] for r in records}))}
-    above, below = np.zeros(len(prompts)), np.zeros(len(prompts))
+    seeds = {seed: place for place, seed in enumerate(sorted({r["seed"] for r in records}))}
+    above, below = np.zeros((len(prompts), len(seeds))), np.zeros((len(prompts), len(seeds)))
     for record in records:
-        above[prompts[record["prompt"]]] += over(record)
-        below[prompts[record["prompt"]]] += under(record)
+        place = prompts[record["prompt"]], seeds[record["seed"]]
+        above[place] += over(record)
+        below[place] += under(record)
     return Sums(above, below)
 
 
@@ -119,7 +128,10 @@ class Comparison:
 def compare(ours: Iterable[Record], theirs: Iterable[Record], measure: Measure) -> Comparison | None:
     """`ours` against `theirs` over the prompts and seeds that both have; None if there are none."""
     one, other = paired(ours, theirs, measure)
-    mine, yours = _by_prompt(one, measure.over, measure.under), _by_prompt(other, measure.over, measure.under)
+    mine, yours = (
+        _by_prompt_and_seed(one, measure.over, measure.under),
+        _by_prompt_and_seed(other, measure.over, measure.under),
+    )
     if mine.value is None or yours.value is None or (not measure.share and yours.value == 0):
         return None
     a, b = mine.resampled(), yours.resampled()
@@ -128,7 +140,7 @@ def compare(ours: Iterable[Record], theirs: Iterable[Record], measure: Measure) 
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
             value, resampled, equal = mine.value / yours.value, a / b, 1.0
-    return Comparison(spread(value, resampled, len(mine.over)), equal, len(one), measure.better)
+    return Comparison(spread(value, resampled, mine.prompts), equal, len(one), measure.better)
 
 
 def paired(ours: Iterable[Record], theirs: Iterable[Record], measure: Measure) -> tuple[list[Record], list[Record]]:
@@ -155,7 +167,7 @@ class BreakEven:
 
 def break_even(rtts: Sequence[float], ours: Sequence[Sums], theirs: Sequence[Sums]) -> BreakEven:
     """Of two lines of ms per token over the RTT, straight between neighbours."""
-    prompts = min(len(one.over) for one in (*ours, *theirs))
+    prompts = min(one.prompts for one in (*ours, *theirs))
     here = crossing(rtts, [_value(a) - _value(b) for a, b in zip(ours, theirs, strict=True)])
     gaps = np.stack([a.resampled() - b.resampled() for a, b in zip(ours, theirs, strict=True)], axis=1)
     found = np.array([np.nan if (at := crossing(rtts, row)) is None else at for row in gaps])

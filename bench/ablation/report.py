@@ -114,6 +114,8 @@ def _warnings(data: Data, tables: dict[str, Table]) -> Iterator[Block]:
     manifest = data.manifest
     if not manifest["finished"]:
         yield Block("warning", "This run is not finished: the same command goes on with it.")
+    if manifest["experiment"]["seeds"] == 1:
+        yield Block("warning", "One seed: what the gates happened to learn is in these figures and in no interval.")
     if manifest["experiment"]["prompts"]["lessons_are_asked_too"]:
         yield Block("warning", "The gate learnt from prompts that were measured as well: there were no others.")
     for part in ("code", "packages", "cpu"):

@@ -60,8 +60,8 @@ LIMITS: Final = (
 )
 METHOD: Final = (
     "Variants take turns prompt by prompt, with the same seeds; agents start anew for every seed. Every figure is a "
-    "ratio of sums over requests. Intervals are 95 % percentile intervals of a bootstrap over prompts (2,000 "
-    "resamples, a prompt with all its seeds); comparisons are paired: the same prompts and seeds on both sides. "
+    "ratio of sums over requests. Intervals are 95 % percentile intervals of a two-way bootstrap over prompts and "
+    "seeds (2,000 resamples); comparisons are paired: the same prompts and seeds on both sides. "
     '"No difference" means that the interval holds equality. A request that failed counts as a wrong answer and in '
     "no other figure."
 )

@@ -26,7 +26,7 @@ def test_a_figure_is_a_ratio_of_sums() -> None:
 def test_the_interval_is_that_of_scipy() -> None:
     rng = np.random.default_rng(1)
     over, under = rng.exponential(1.0, 60), rng.uniform(1, 2, 60)
-    ours = Sums(over, under).interval()
+    ours = Sums(over[:, None], under[:, None]).interval()
     theirs = reference(
         (over, under), lambda a, b, axis=-1: a.sum(axis) / b.sum(axis), paired=True, method="percentile",
         n_resamples=4000, rng=np.random.default_rng(2),
@@ -79,7 +79,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng, hits = np.random.default_rng(6), 0
     for _ in range(300):
         over, under = rng.exponential(2.0, 50), rng.uniform(0.5, 1.5, 50)
-        found = Sums(over, under).interval()
+        found = Sums(over[:, None], under[:, None]).interval()
         assert found is not None
         hits += found.holds(2.0)
     assert 0.88 <= hits / 300 <= 0.98
@@ -105,9 +105,9 @@ def test_where_lines_cross(gaps: list[float], place: float | None) -> None:
 
 def test_break_even_has_an_interval() -> None:
     rng = np.random.default_rng(7)
-    steady = rng.uniform(5, 6, 40)
-    ones = np.ones(40)
-    ours = [Sums(steady - 1, ones), Sums(steady + 3 + rng.normal(0, 0.5, 40), ones)]
+    steady = rng.uniform(5, 6, (40, 1))
+    ones = np.ones((40, 1))
+    ours = [Sums(steady - 1, ones), Sums(steady + 3 + rng.normal(0, 0.5, (40, 1)), ones)]
     theirs = [Sums(steady, ones), Sums(steady, ones)]
     found = break_even([0.0, 40.0], ours, theirs)
     assert found.share == 1
@@ -119,5 +119,21 @@ def test_break_even_has_an_interval() -> None:
 
 
 def test_resamples_are_the_same_for_everyone() -> None:
-    assert bootstrap.drawn(7) is bootstrap.drawn(7)
-    assert (bootstrap.drawn(7).sum(axis=1) == 7).all()
+    assert bootstrap.drawn(7, 1) is bootstrap.drawn(7, 1)
+    assert (bootstrap.drawn(7, 1).sum(axis=1) == 7).all()
+
+
+def test_what_a_seed_did_to_all_its_prompts_widens_the_interval() -> None:
+    """A gate that learnt well in one replicate and badly in another: five seeds are five samples, not two hundred."""
+    rng, missed, missed_by_prompts = np.random.default_rng(8), 0, 0
+    for _ in range(100):
+        effect = rng.normal(0, 0.3, 5)
+        over = 2.0 + effect[None, :] + rng.normal(0, 0.3, (40, 5))
+        two_way = Sums(over, np.ones((40, 5))).interval()
+        by_prompts = Sums(over.sum(axis=1, keepdims=True), np.full((40, 1), 5.0)).interval()
+        assert two_way is not None
+        assert by_prompts is not None
+        missed += not two_way.holds(2.0)
+        missed_by_prompts += not by_prompts.holds(2.0)
+    assert missed <= 25
+    assert missed_by_prompts > 50
