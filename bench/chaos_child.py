@@ -114,7 +114,8 @@ def _tell_series(*_: object) -> None:
     """SIGUSR1: how many metric series this process has."""
     from pilotfish.protocol.metrics import REGISTRY
 
-    print(json.dumps({"series": sum(len(metric.samples) for metric in REGISTRY.collect())}), flush=True)
+    line = json.dumps({"series": sum(len(metric.samples) for metric in REGISTRY.collect())})
+    os.write(1, f"{line}\n".encode())  # print may be interrupted by us in the middle of a line
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is notic
 READS = 8  # requests for replies that wait in Redis: as many answers may come in one round trip
 SILENCE_SECONDS = 0.12  # a Redis that owes a PING's answer for so long, or for PATIENCE usual ones, counts as silent
 PATIENCE = 4.0
+LATE_SECONDS = 0.03
 PAUSE_SECONDS = 0.05  # the first pause of a lost connection; each next one is twice as long, up to PAUSE_MAX_SECONDS
 PAUSE_MAX_SECONDS = 1.0
 PROMPT_LEASE_MS = 3 * keys.LEASE_MS  # an agent renews it with its beat
@@ -129,7 +130,9 @@ class EdgeBroker:
         try:
             async with asyncio.timeout(self.patience):
                 await self._pings.call("PING")
-        except (rx.RedisError, OSError, TimeoutError):
+        except TimeoutError:
+            return time.monotonic() - started > self.patience + LATE_SECONDS  # it is we who slept: ask again
+        except (rx.RedisError, OSError):
             return False
         self._usual_seconds += (time.monotonic() - started - self._usual_seconds) / 8
         return True

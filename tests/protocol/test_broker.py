@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -286,6 +287,13 @@ async def test_a_paused_redis_does_not_answer_and_is_not_waited_for(redis: Redis
     assert not await edge.answers()
     assert asyncio.get_running_loop().time() - started < 0.8
     await wait_until(edge.answers, "Redis to answer again")
+
+
+async def test_who_slept_itself_calls_nobody_silent(redis: Redis, edge: EdgeBroker) -> None:
+    assert await edge.answers()
+    await redis.client_pause(500)
+    asyncio.get_running_loop().call_later(0.01, time.sleep, 0.3)
+    assert await edge.answers()
 
 
 async def test_who_is_far_away_is_not_called_silent(edge: EdgeBroker) -> None:
