@@ -18,6 +18,8 @@ NAMES: Final[dict[str, str]] = {
     "routing": "pilotfish.bench.routing:run",
     "control": "pilotfish.bench.control:run",
     "gate": "pilotfish.bench.gate:run",
+    "chaos": "pilotfish.bench.chaos:run",
+    "soak": "pilotfish.bench.soak:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
     "exact": "exact mode against cloud_only, token by token, on every engine installed",
@@ -29,13 +31,15 @@ SUMMARIES: Final[dict[str, str]] = {
     "index": "the prefix index: memory, lookups and dead workers, against llm-d's and AIBrix's layouts",
     "routing": "sessions sent where their prefix is cached, against least-loaded routing and an oracle",
     "control": "the stop rule and pipelining against every fixed draft length, replayed and live",
+    "chaos": "texts stay right while workers, agents, Redis and messages are killed, stopped, cut off and doubled",
+    "soak": "memory, descriptors, metric series and keys after N minutes of steady load",
 }
 
 
-def run(name: str, quick: bool = False) -> dict[str, Any]:
-    """One benchmark's report. Raises UsageError for a name that is none."""
+def run(name: str, quick: bool = False, **options: Any) -> dict[str, Any]:
+    """One benchmark's report; `options` are those only it has. Raises UsageError for a name that is none."""
     if name not in NAMES:
         raise UsageError(f"there is no benchmark {name!r}: choose {', '.join(NAMES)}")
     module, _, function = NAMES[name].partition(":")
-    report: dict[str, Any] = getattr(import_module(module), function)(quick=quick).as_dict()
+    report: dict[str, Any] = getattr(import_module(module), function)(quick=quick, **options).as_dict()
     return report

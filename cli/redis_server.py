@@ -99,7 +99,7 @@ def start(file: Path | None = None) -> PrivateRedis:
 
 
 def _start_once(program: Path) -> PrivateRedis:
-    folder, port, password = tempfile.mkdtemp(prefix="pilotfish-redis-"), _free_port(), secrets.token_urlsafe(24)
+    folder, port, password = tempfile.mkdtemp(prefix="pilotfish-redis-"), free_port(), secrets.token_urlsafe(24)
     config = CONFIG.format(port=port, password=password, folder=folder)
     process = subprocess.Popen(
         [str(program), "-"],  # "-": the configuration comes by stdin, so the password is in no argument list
@@ -146,7 +146,8 @@ def _until_it_answers(url: str, process: subprocess.Popen[bytes]) -> str:
     raise BrokerUnreachable(f"did not answer within {START_SECONDS:.0f} s")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from pilotfish.cli.processes import check_cancelled
 from pilotfish.cli.redis_url import redis_url
 from pilotfish.cli.render import as_json, legend, summary_line, traced, visible
 from pilotfish.protocol.broker import connect, ping
-from pilotfish.protocol.errors import Cancelled, PilotfishError, UsageError
+from pilotfish.protocol.errors import AnswerLost, Cancelled, PilotfishError, UsageError
 from pilotfish.protocol.messages import (
     Accepted,
     CancelRequest,
@@ -56,12 +56,16 @@ class Answer:
     last: Finished | Failed | None = None
 
     def add(self, message: ToShell) -> Pieces:
-        """Take one message in; returns the pieces that are new. An agent that took over starts again from token 0."""
+        """Take one message in; returns the pieces that are new. An agent that took over starts again from token 0.
+
+        Raises AnswerLost where the text does not join on to what was said before: nobody wrote such a text.
+        """
         match message:
             case Accepted():
                 self.agent = message.agent
             case Text():
                 known = len(self.ids) - message.start
+                self._check_joins(message)
                 fresh = list(zip(message.pieces, message.origins, strict=True))[max(0, known) :]
                 self.ids += message.ids[max(0, known) :]
                 self.said += fresh
@@ -69,6 +73,16 @@ class Answer:
             case _:
                 self.last = message
         return []
+
+    def _check_joins(self, message: Text) -> None:
+        end = len(self.ids)
+        if message.start > end:
+            raise AnswerLost(f"tokens {end} to {message.start - 1} of request {self.request} are lost: submit it again")
+        overlap = self.ids[message.start : message.start + len(message.ids)]
+        if list(message.ids[: len(overlap)]) != overlap:
+            raise AnswerLost(
+                f"two agents answered request {self.request} differently, one took it over: submit it again"
+            )
 
     @property
     def text(self) -> str:

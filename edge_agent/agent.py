@@ -53,6 +53,8 @@ OnDraft = Callable[[int, Draft], None]  # (position of its first id in the seque
 
 INBOX_MAX = 256  # messages that wait for one generation
 
+PULSE_SECONDS = 0.05  # between two PINGs; with the broker's patience, what a pause of Redis costs a reader
+
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -102,6 +104,7 @@ class Agent:
             return
         self._tasks.append(asyncio.create_task(_for_ever(self._read_replies)))
         self._tasks.append(asyncio.create_task(_for_ever(self._save_often)))
+        self._tasks.append(asyncio.create_task(_for_ever(self._feel_pulse)))
         if take_prompts:
             await self.broker.open_prompts()
             self._taking = asyncio.create_task(_for_ever(self._take_prompts))
@@ -218,6 +221,16 @@ class Agent:
             elif message.boot == self.broker.boot and (found := self.generations.get(message.session)):
                 _hand_over(found.inbox, message)
 
+    async def _feel_pulse(self) -> None:
+        """Generations that may go on alone hear at once that Redis is silent; it costs a PING while there are any."""
+        assert self.broker is not None
+        while True:
+            await asyncio.sleep(PULSE_SECONDS)
+            waiting = [generation for generation in self.generations.values() if generation.may_go_on_alone]
+            if waiting and not await self.broker.answers():
+                for generation in waiting:
+                    generation.redis_is_silent()
+
     async def _beat_often(self) -> None:
         while True:
             await asyncio.sleep(keys.BEAT_EVERY_MS / 1000)
@@ -280,7 +293,7 @@ class Agent:
                 log.info("request %s was withdrawn", prompt.request)
             elif taken.deliveries > keys.DELIVERIES_MAX:
                 sentence = f"given up: {keys.DELIVERIES_MAX} agents took the prompt and none finished it"
-                await self._fail(prompt, "internal", sentence)
+                await self._fail(prompt, "dead_letter", sentence)
             else:
                 await self._answer(prompt)
             await self.broker.drop_prompt(taken.entry_id)

@@ -135,6 +135,7 @@ class Generation:
         self._posts: set[asyncio.Task[None]] = set()  # jobs on their way to Redis
         self.worker = ""  # who is asked next: the one that answered last
         self.degraded = self.was_degraded = False
+        self._redis_is_silent = False
         self._totals = {"cloud_rows": 0, "cloud_steps": 0, "cloud_ms": 0.0, "draft_ms": 0.0}
         self._origins = {"local": 0, "accepted": 0, "corrected": 0, "continued": 0}
         self._rejoin: deque[Round] = deque()  # rounds a worker wants once more, with every id
@@ -179,6 +180,17 @@ class Generation:
         """Stop at the next chance, here and in the cloud."""
         self.session.cancel(reason)
         self.inbox.put_nowait(Refusal(code="cancelled", worker="edge"))
+
+    def redis_is_silent(self) -> None:
+        """Who may go on alone does so now, and does not wait for a round's timer."""
+        if self.may_go_on_alone:
+            self._redis_is_silent = True
+            self.inbox.put_nowait(Refusal(code="overloaded", worker="edge"))  # a nudge
+
+    @property
+    def may_go_on_alone(self) -> bool:
+        """It relies on the cloud, and need not."""
+        return self.task.on_cloud_loss == "local" and not self._alone
 
     @property
     def finish(self) -> FinishReason:
@@ -243,6 +255,8 @@ class Generation:
             return tokens
         if self._fatal:
             return self._lost(self._fatal)
+        if self._redis_is_silent:
+            return self._lost(None)
         if self._clock() >= self._deadline:
             raise DeadlineExceeded(self._too_late())
         if self._alone:
@@ -370,9 +384,12 @@ class Generation:
     async def _post(self, flying: Round, sent: Awaitable[bytes]) -> None:
         """A broker that is away, or without workers, is told to the loop, which tries again later."""
         try:
-            await sent
-        except (NoWorker, BrokerError) as error:
-            self.inbox.put_nowait(Unsent(flying, str(error)))
+            async with asyncio.timeout(
+                self.broker.patience if self.broker and self.task.on_cloud_loss == "local" else None
+            ):
+                await sent
+        except (NoWorker, BrokerError, TimeoutError) as error:
+            self.inbox.put_nowait(Unsent(flying, str(error) or "Redis does not answer"))
 
     def _patience(self) -> float:
         """Seconds a round may go unanswered; who may go on alone keeps half of the time left for that."""
@@ -466,7 +483,7 @@ class Generation:
         """The cloud will not help: go on alone if the request allows it."""
         if self.task.on_cloud_loss != "local":
             raise error or DeadlineExceeded(self._too_late())
-        self._fatal, self._pausing, self._pause = None, False, RETRY_SECONDS
+        self._fatal, self._pausing, self._pause, self._redis_is_silent = None, False, RETRY_SECONDS, False
         self.degraded = self.was_degraded = True
         self._recover_at = self._clock() + RECOVER_SECONDS
         self.session.bump()
@@ -499,7 +516,7 @@ class Generation:
         if self.broker is None or self.target is None:
             return False
         try:
-            return await self.broker.live_workers(self.target.id) > 0
+            return await self.broker.answers() and await self.broker.live_workers(self.target.id) > 0
         except BrokerError:
             return False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker, WrongType
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
 from pilotfish.protocol.settings import redacted
-from pilotfish.protocol.wire import Lane, Line, entries
+from pilotfish.protocol.wire import Lane, Line, Wire, entries
 
 log = logging.getLogger("pilotfish.broker")
 
@@ -28,6 +29,8 @@ CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is noticed and a quiet stream is not
 
 READS = 8  # requests for replies that wait in Redis: as many answers may come in one round trip
+SILENCE_SECONDS = 0.12  # a Redis that owes a PING's answer for so long, or for PATIENCE usual ones, counts as silent
+PATIENCE = 4.0
 PAUSE_SECONDS = 0.05  # the first pause of a lost connection; each next one is twice as long, up to PAUSE_MAX_SECONDS
 PAUSE_MAX_SECONDS = 1.0
 PROMPT_LEASE_MS = 3 * keys.LEASE_MS  # an agent renews it with its beat
@@ -112,6 +115,24 @@ class EdgeBroker:
     def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str, *, padded: bool = False) -> None:
         self.redis, self.tenant, self.agent, self.boot, self.padded = redis, tenant, agent, boot, padded
         self._jobs, self._replies = Lane(redis, SOCKET_SECONDS), Line(redis, SOCKET_SECONDS)
+        self._pings = Wire(redis, SOCKET_SECONDS)
+        self._usual_seconds = 0.0  # of a PING, smoothed
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which an answer of Redis is no longer merely late."""
+        return max(SILENCE_SECONDS, PATIENCE * self._usual_seconds)
+
+    async def answers(self) -> bool:
+        """Whether Redis answers a PING in time. A paused one accepts connections, so that nothing else tells soon."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._pings.call("PING")
+        except (rx.RedisError, OSError, TimeoutError):
+            return False
+        self._usual_seconds += (time.monotonic() - started - self._usual_seconds) / 8
+        return True
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         """XADD NOMKSTREAM to the worker that served last, else to `any`. Returns the entry's id.

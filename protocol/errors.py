@@ -21,6 +21,7 @@
     ├── CloudError                 the cloud did not answer, or refused (exit 3)
     │   ├── NoWorker               no live worker serves the target
     │   ├── NoAgent                no live agent takes submitted prompts
+    │   ├── AnswerLost             the answer to a submitted prompt can no longer be read to its end
     │   ├── JobRefused             a worker answered a job with an error code
     │   └── DeadlineExceeded       time ran out while waiting for a verdict
     ├── StoreError                 what was learnt about a pair cannot be read or saved
@@ -174,6 +175,12 @@ class NoAgent(CloudError):
     """No live agent takes submitted prompts."""
 
     code = "no_agent"
+
+
+class AnswerLost(CloudError):
+    """Redis lost a submitted prompt or a part of its answer, or two agents answered it differently."""
+
+    code = "answer_lost"
 
 
 class JobRefused(CloudError):

@@ -11,7 +11,7 @@ from typing import Any
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import RedisBytes, append_output, live, read_entry, translated
 from pilotfish.protocol.codec import encode
-from pilotfish.protocol.errors import InvalidMessage, NoAgent
+from pilotfish.protocol.errors import AnswerLost, InvalidMessage, NoAgent
 from pilotfish.protocol.messages import Message, Prompt, ToShell
 
 
@@ -33,7 +33,8 @@ class ShellBroker:
     async def output(self, request: str, *, follow: bool) -> AsyncIterator[ToShell]:
         """Everything said about a request, from its beginning; with `follow`, until it is finished or failed.
 
-        While following, a request that no live agent works on raises NoAgent within two seconds or so.
+        While following, a request that no live agent works on raises NoAgent within two seconds or so, and one that
+        Redis no longer has AnswerLost.
         """
         stream, cursor = keys.output(self.tenant, request), b"0-0"
         while True:
@@ -43,6 +44,8 @@ class ShellBroker:
                     return
                 if not got and not await live(self.redis, keys.agents(self.tenant)):
                     raise NoAgent(f"the agent went away; request {request} waits for another: `pilotfish agent`")
+                if not got and not await self._kept(request):
+                    raise AnswerLost(f"Redis lost request {request} (did it restart?): submit it again")
             for entry_id, fields in got[0][1] if got else ():
                 cursor = entry_id
                 message = read_entry(fields, ToShell)
@@ -51,6 +54,14 @@ class ShellBroker:
                 yield message
                 if message.type in ("finished", "failed"):
                     return
+
+    async def _kept(self, request: str) -> bool:
+        """Whether something has been said about a request, or it still waits: an agent drops it after its last word."""
+        if await self.redis.exists(keys.output(self.tenant, request)):
+            return True
+        waiting = await self.redis.xrange(keys.prompts(self.tenant))
+        name, field = request.encode(), keys.FIELD_MESSAGE.encode()
+        return any(name in fields.get(field, b"") for _, fields in waiting)
 
     async def tell_agent(self, agent: str, message: Message) -> None:
         """Append to an agent's reply stream (cancel); an agent that had no reply yet has no stream yet."""

@@ -14,8 +14,8 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
-from leaks import ownerless
 from logins import LOGINS, log_out, logged_in, redis_with_acl
+from pilotfish.bench.leaks import ownerless
 from pilotfish.cli.redis_server import private_redis
 from skips import ALLOWED_SKIPS, Skips, allowed_skips
 

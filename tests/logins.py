@@ -16,7 +16,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from helpers import wait_until_sync
-from pilotfish.cli.redis_server import _free_port, find_program
+from pilotfish.cli.redis_server import find_program, free_port
 from pilotfish.protocol import acl, keys
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.errors import BrokerUnreachable
@@ -51,7 +51,7 @@ def redis_with_acl(folder: Path) -> Iterator[str]:
     hashes = {name: acl.password_hash(password) for name, password in passwords.items()}
     text = acl.acl_file(users, hashes) + f"user {ADMIN} on #{hashes[ADMIN]} ~* &* +@all\n"
     (folder / "users.acl").write_text(text)
-    port = _free_port()
+    port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--aclfile", str(folder / "users.acl")]
     process = subprocess.Popen([str(program), *options], stdout=subprocess.DEVNULL)
     at = f"127.0.0.1:{port}"

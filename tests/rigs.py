@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -186,6 +187,15 @@ class RestartingRedis:
         self._process = subprocess.Popen([str(find_program()), *options], stdout=subprocess.DEVNULL)
         with sync_redis.Redis.from_url(self.url) as client:
             wait_until_sync(lambda: _answers(client), "the private Redis to answer")
+
+    def pause(self) -> None:
+        """It accepts connections, and says nothing."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process:

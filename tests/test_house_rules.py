@@ -9,7 +9,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from helpers import wait_until, wait_until_sync
-from leaks import ownerless
+from pilotfish.bench.leaks import ownerless
 from pilotfish.protocol import keys
 from skips import ALLOWED_SKIPS, Skips, allowed_skips
 

@@ -67,6 +67,16 @@ def fake_logprob(token: int) -> float:
     return -(token + 1) / 256
 
 
+def flipped_draw(target: FakeTarget, position: int, vocab: int, rate: float, seed: int) -> int:
+    """The draw of a worker that reads a share `rate` of all positions, chosen by its `seed`, as the next id."""
+    token = target.draw(position)
+    if rate:
+        coin = hashlib.blake2b(f"{seed}|{target.number(position)}".encode(), digest_size=8).digest()
+        if int.from_bytes(coin, "little") < rate * 2**64:
+            return (token + 1) % vocab
+    return token
+
+
 @dataclass(slots=True, eq=False)
 class _Round:
     request: VerifyRequest
@@ -158,21 +168,14 @@ class FakeVerifier(Verifier):
         With `forced` after each draft token, accepted or not.
         """
         target = FakeTarget(prefix, sampling, self.info.vocab_size)
+        switches = (self.info.vocab_size, self._flip_rate, self._flip_seed)
         draws: list[int] = []
         for i in range(len(draft) + 1):
-            draws.append(self._flip(target, len(prefix) + i))
+            draws.append(flipped_draw(target, len(prefix) + i, *switches))
             if i == len(draft) or (draws[-1] != draft[i] and not forced):
                 break
             target.extend(draft[i : i + 1])
         return draws
-
-    def _flip(self, target: FakeTarget, position: int) -> int:
-        token = target.draw(position)
-        if self._flip_rate:
-            coin = hashlib.blake2b(f"{self._flip_seed}|{target.number(position)}".encode(), digest_size=8).digest()
-            if int.from_bytes(coin, "little") < self._flip_rate * 2**64:
-                return (token + 1) % self.info.vocab_size
-        return token
 
     def _emit(self, round_: _Round, draws: list[int], rows: int, cached: int) -> VerifyEvent:
         request = round_.request

@@ -38,6 +38,20 @@ def test_all_of_them_one_object_per_line(outcomes: dict[str, bool | None], capsy
     assert [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
 
 
+def test_minutes_are_the_soaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[dict[str, object]] = []
+
+    def remember(name: str, quick: bool, **options: object) -> dict[str, Any]:
+        asked.append(options)
+        return report(name, True)
+
+    monkeypatch.setattr(registry, "run", remember)
+    assert run_command(["bench", "soak", "--minutes", "0.2", "--json"]) == 0
+    assert asked == [{"minutes": 0.2}]
+    assert run_command(["bench", "broker", "--minutes", "3"]) == 2
+    assert run_command(["bench", "soak", "--minutes", "0"]) == 2
+
+
 def test_for_people(outcomes: dict[str, bool | None], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["bench", "one"]) == 0
     out = capsys.readouterr().out

@@ -13,7 +13,7 @@ from pilotfish.cli import requests
 from pilotfish.cli.requests import Answer, Pieces, failure
 from pilotfish.cli.submit import checked, new_prompt, prompt_text
 from pilotfish.protocol import errors, keys
-from pilotfish.protocol.errors import Cancelled, EmptyPrompt, NoAgent, PilotfishError, UsageError
+from pilotfish.protocol.errors import AnswerLost, Cancelled, EmptyPrompt, NoAgent, PilotfishError, UsageError
 from pilotfish.protocol.messages import Accepted, CancelRequest, Failed, Finished, Prompt, Summary, Text
 from pilotfish.protocol.settings import Settings, load
 from pilotfish.protocol.shell import ShellBroker
@@ -146,6 +146,17 @@ def test_an_agent_that_took_over_says_nothing_twice() -> None:
     assert answer.add(text(0, "a", "b", "c")) == [("c", "accepted")]
     assert answer.add(text(3, "d")) == [("d", "accepted")]
     assert (answer.text, answer.ids, answer.agent) == ("abcd", [0, 1, 2, 3], "edge2")
+
+
+@pytest.mark.parametrize(("start", "words"), [(3, ("d",)), (1, ("c", "d"))])
+def test_a_text_that_does_not_join_on_is_no_answer(start: int, words: tuple[str, ...]) -> None:
+    """Redis lost a part, or an agent that took over wrote something else."""
+    answer = Answer(ID)
+    answer.add(text(0, "a", "b"))
+    other = text(start, *words).model_copy(update={"ids": tuple(range(start + 7, start + 7 + len(words)))})
+    with pytest.raises(AnswerLost, match="submit it again"):
+        answer.add(other)
+    assert answer.text == "ab"
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class Cloud:
     scoring: bool = True
     agent: str = "edge1"
     boot: str = "boot1"
+    patience: float = 0.12
     asked: list[VerifyJob | ScoreJob] = field(default_factory=list)
     notes: list[Message] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)

@@ -58,6 +58,11 @@ class Cloud:
     times: list[float] = field(default_factory=list)
     ids: dict[str, list[int]] = field(default_factory=dict)
     generation: Generation | None = None
+    silent: bool = False
+    patience: float = 0.12
+
+    async def answers(self) -> bool:
+        return not self.silent
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         if not isinstance(message, VerifyJob):
@@ -395,3 +400,22 @@ async def test_a_consumer_that_leaves_ends_the_session_in_the_cloud() -> None:
 
 async def test_a_summary_may_be_read_before_anything_happened() -> None:
     assert start(Cloud()).summary().tokens == 0
+
+
+# --- a Redis that is silent ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_cloud_loss", ["local", "wait"])
+async def test_who_may_go_on_alone_does_so_when_redis_is_silent(on_cloud_loss: Any) -> None:
+    cloud = Cloud(always=silent, silent=True)
+    generation = start(cloud, on_cloud_loss=on_cloud_loss, round_timeout_ms=60_000, deadline_ms=1_000, max_tokens=8)
+    writing = asyncio.create_task(text(generation))
+    await wait_until(lambda: cloud.jobs, "a job")
+    generation.redis_is_silent()
+    if on_cloud_loss == "local":
+        assert len(await writing) == 8
+        assert generation.summary().local == 8
+    else:
+        with pytest.raises(DeadlineExceeded):
+            await writing
+    assert generation.summary().degraded == (on_cloud_loss == "local")

@@ -11,9 +11,9 @@ from rigs import TARGET, calls, job
 
 from helpers import wait_until
 from pilotfish.protocol import fleet, keys
-from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group, ping
+from pilotfish.protocol.broker import PATIENCE, SILENCE_SECONDS, EdgeBroker, connect, ensure_group, ping
 from pilotfish.protocol.codec import encode
-from pilotfish.protocol.errors import BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
+from pilotfish.protocol.errors import AnswerLost, BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
 from pilotfish.protocol.messages import Accepted, CancelRequest, Finished, Prompt, Refusal, Summary
 from pilotfish.protocol.settings import redacted
 from pilotfish.protocol.shell import ShellBroker
@@ -277,3 +277,40 @@ async def test_a_full_redis_is_named(redis: Redis, edge: EdgeBroker) -> None:
 async def test_no_worker_is_named(redis: Redis) -> None:
     with pytest.raises(NoWorker, match="start one with `pilotfish worker`"):
         await fleet.find_target(redis)
+
+
+async def test_a_paused_redis_does_not_answer_and_is_not_waited_for(redis: Redis, edge: EdgeBroker) -> None:
+    assert await edge.answers()
+    started = asyncio.get_running_loop().time()
+    await redis.client_pause(1_000)
+    assert not await edge.answers()
+    assert asyncio.get_running_loop().time() - started < 0.8
+    await wait_until(edge.answers, "Redis to answer again")
+
+
+async def test_who_is_far_away_is_not_called_silent(edge: EdgeBroker) -> None:
+    assert edge.patience == SILENCE_SECONDS
+    edge._usual_seconds = 0.1
+    assert edge.patience == PATIENCE * 0.1
+
+
+async def test_a_request_that_redis_lost_is_not_followed_for_ever(redis: Redis, edge: EdgeBroker) -> None:
+    shell = ShellBroker(redis, TENANT)
+    await edge.open_prompts()
+    await edge.beat({"running": "0"})
+    await shell.submit(PROMPT)
+
+    async def follow() -> None:
+        async for _ in shell.output(REQUEST, follow=True):
+            pass
+
+    following = asyncio.create_task(follow())
+    await wait_until(lambda: blocked(redis), "the shell to wait")
+    assert not following.done()
+    await redis.delete(keys.prompts(TENANT))
+    with pytest.raises(AnswerLost, match="submit it again"):
+        await asyncio.wait_for(following, 3)
+
+
+async def blocked(redis: Redis) -> bool:
+    return bool((await redis.info("clients"))["blocked_clients"])

@@ -14,7 +14,7 @@ from arq.connections import ArqRedis
 
 from helpers import wait_until_sync
 from logins import server_version
-from pilotfish.cli.redis_server import _free_port, find_program
+from pilotfish.cli.redis_server import find_program, free_port
 from pilotfish.cli.redis_url import redis_url as url_of
 from pilotfish.cloud_worker.worker import arq_pool
 from pilotfish.protocol.broker import connect, ping
@@ -110,7 +110,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     program = find_program()
     if not shutil.which("openssl") or server_version(program) < 7:
         pytest.skip("no openssl to make a certificate with, or a Redis without TLS")
-    folder, port = tmp_path_factory.mktemp("tls"), _free_port()
+    folder, port = tmp_path_factory.mktemp("tls"), free_port()
     ca, other = certify(folder, "here", "localhost"), certify(folder, "other", "localhost")
     options = ["--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", "", "--tls-auth-clients", "no",
                "--tls-cert-file", str(ca), "--tls-key-file", str(ca.with_suffix(".key")),

@@ -1,4 +1,4 @@
-"""Redis keys that a test left behind for ever."""
+"""Redis keys that would stay for ever: what a test or a soak must not leave behind."""
 
 from __future__ import annotations
 

@@ -1,0 +1,164 @@
+"""What of `bench chaos` needs no storm: its plan, its judge, its proxy, its older wire; and the soak's sums."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+from redis.asyncio import Redis
+from rigs import TARGET, job, worker
+
+from helpers import wait_until
+from pilotfish.bench.chaos_judge import HONEST, Fate, complaint
+from pilotfish.bench.chaos_plan import FAULTS, faults, wish
+from pilotfish.bench.chaos_proxy import HOST, ChaosProxy, pretended_answer, read_command
+from pilotfish.bench.chaos_wire import downgraded, upgrade
+from pilotfish.bench.soak import grown, late, risen
+from pilotfish.cloud_worker.engines.fake import VOCAB, fake_target
+from pilotfish.protocol import codec, keys
+from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group
+from pilotfish.protocol.codec import decode, encode
+from pilotfish.protocol.errors import InvalidMessage
+from pilotfish.protocol.messages import ToWorker
+
+WISH = replace(wish(1, 1), on_cloud_loss="local", max_tokens=12)
+
+
+def text(flaw: int | None = None, alone: int = 0) -> Fate:
+    """What the target writes for WISH; one token may be wrong, the last `alone` are somebody else's."""
+    ids, origins = list(WISH.prompt), ["accepted"] * (12 - alone) + ["local"] * alone
+    for at, origin in enumerate(origins):
+        token = fake_target(ids, len(ids), WISH.sampling, VOCAB)
+        ids.append((token + (origin == "local" or at == flaw)) % VOCAB)
+    out = tuple(ids[len(WISH.prompt) :])
+    return Fate(WISH, out, tuple(origins), "length", rounds=3, degraded=alone > 0, local=alone)
+
+
+# --- the plan ------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_replays_and_another_does_otherwise() -> None:
+    first, again, other = (list(islice(faults(seed), 400)) for seed in (5, 5, 6))
+    assert first == again != other
+    assert [wish(5, n) for n in range(50)] == [wish(5, n) for n in range(50)] != [wish(6, n) for n in range(50)]
+
+
+def test_every_fault_comes() -> None:
+    seen = Counter(fault.name for fault in islice(faults(1), 8_000) if fault)
+    assert seen.keys() == FAULTS.keys()
+
+
+# --- the judge -----------------------------------------------------------------------------------------------
+
+
+def test_the_targets_own_text_is_right_and_so_is_one_that_owns_up() -> None:
+    assert complaint(text()) == ""
+    assert complaint(text(alone=4)) == ""
+
+
+def test_what_is_verified_after_a_flagged_token_is_the_draw_on_the_text_as_it_is() -> None:
+    ids, origins = list(WISH.prompt), ["accepted", "local", *["accepted"] * 10]
+    for origin in origins:
+        token = fake_target(ids, len(ids), WISH.sampling, VOCAB)
+        ids.append((token + (origin == "local")) % VOCAB)
+    fate = Fate(WISH, tuple(ids[len(WISH.prompt) :]), tuple(origins), "length", degraded=True, local=1)
+    assert complaint(fate) == ""
+    assert "nobody drew token 6" in complaint(
+        replace(fate, ids=(*fate.ids[:6], (fate.ids[6] + 1) % VOCAB, *fate.ids[7:]))
+    )
+
+
+@pytest.mark.parametrize("flaw", [0, 5, 11])
+def test_a_token_nobody_drew_is_found(flaw: int) -> None:
+    assert complaint(text(flaw)).startswith(f"nobody drew token {flaw}")
+
+
+def test_a_near_tie_is_some_workers_draw() -> None:
+    assert complaint(text(3), [HONEST, (1.0, 4)]) == ""  # that worker reads every position as the next id
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"wish": replace(WISH, on_cloud_loss="wait")}, "which the request forbids"),
+        ({"local": 1}, "owns up to 1"),
+        ({"degraded": False}, "degraded: False"),
+        ({"ids": text(alone=2).ids[:9], "origins": text(alone=2).origins[:9]}, "9 tokens instead of 12"),
+    ],
+)
+def test_what_a_request_was_promised_is_held_against_it(change: dict[str, object], why: str) -> None:
+    assert why in complaint(replace(text(alone=2), **change))  # type: ignore[arg-type]
+
+
+# --- the proxy -----------------------------------------------------------------------------------------------
+
+
+def test_commands_are_read_however_they_are_cut() -> None:
+    raw = b"*2\r\n$4\r\nECHO\r\n$5\r\na\r\nbc\r\n*1\r\n$4\r\nPING\r\n"
+    for cut in range(1, 25):
+        assert read_command(bytearray(raw[:cut])) is None
+    assert read_command(bytearray(raw)) == ([b"ECHO", b"a\r\nbc"], len(raw) - 14)
+
+
+def test_jobs_and_answers_are_meddled_with_and_nothing_else() -> None:
+    stream, replies = keys.jobs(TARGET, "t").encode(), keys.replies("t", "a").encode()
+    assert pretended_answer([b"XADD", stream, b"NOMKSTREAM", b"*"]).startswith(b"$")
+    assert pretended_answer([b"EVALSHA", b"sha", b"3", stream, replies, b"dlq"]) == b"$-1\r\n"
+    for other in ([b"PING"], [b"XADD", keys.prompts("t").encode()], [b"EVALSHA", b"sha", b"1", stream]):
+        assert pretended_answer(other) == b""
+
+
+@pytest.mark.parametrize(("share", "arrived"), [(0.0, 40), (1.0, 0)])
+async def test_a_share_of_the_jobs_is_lost(redis: Redis, redis_url: str, share: float, arrived: int) -> None:
+    stream = keys.jobs(TARGET, keys.DEFAULT_TENANT)
+    await ensure_group(redis, stream, keys.GROUP_WORKERS)
+    connection = redis.connection_pool.connection_kwargs
+    proxy = ChaosProxy(HOST, connection["port"], seed=1, share=share)
+    server = await asyncio.start_server(proxy.accept, HOST, 0)
+    url = redis_url.replace(f":{connection['port']}", f":{server.sockets[0].getsockname()[1]}")
+    async with connect(url) as through:
+        edge = EdgeBroker(through, keys.DEFAULT_TENANT, "edge1", "boot1")
+        for number in range(40):
+            assert await edge.publish(TARGET, "", job(round=number))
+    server.close()
+    assert await redis.xlen(stream) == arrived
+    assert proxy.fates["lost"] == (40 if share else 0)
+
+
+# --- an older wire -------------------------------------------------------------------------------------------
+
+
+def test_an_older_form_is_refused_by_who_does_not_know_it_and_read_by_who_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = downgraded(job())
+    assert older != encode(job())
+    with pytest.raises(InvalidMessage, match="no longer read"):
+        decode(older, ToWorker)
+    monkeypatch.setitem(codec.UPGRADES, 0, upgrade)
+    assert decode(older, ToWorker) == job()
+
+
+async def test_a_newer_job_gets_a_refusal_that_says_what_to_upgrade(redis: Redis, redis_url: str) -> None:
+    newer = encode(job()).replace(b"\xa1v\x01", b"\xa1v\x02")
+    async with worker(redis_url):
+        fields = {keys.FIELD_AGENT: "edge1", keys.FIELD_MESSAGE: newer}
+        await redis.xadd(keys.jobs(TARGET, keys.DEFAULT_TENANT), fields)  # type: ignore[arg-type]
+        stream = keys.replies(keys.DEFAULT_TENANT, "edge1")
+        await wait_until(lambda: redis.xlen(stream), "the refusal")
+        ((_, said),) = await redis.xrange(stream)
+    refusal = codec.unpack(said[b"m"])
+    assert refusal["code"] == "invalid_message"
+    assert "upgrade this side" in refusal["sentence"]
+
+
+# --- the soak ------------------------------------------------------------------------------------------------
+
+
+def test_growth_is_the_last_quarter_against_the_second() -> None:
+    warming_up = [10, 60, 90, 100, *[100] * 12]
+    assert grown(warming_up) == 0
+    assert grown([100] * 12 + [110] * 4) == pytest.approx(0.1)
+    assert risen([4, 4, 4, 5, 5, 5, 5, 6]) == 1
+    assert late([99, 3, 4, 5]) == [3, 5]
