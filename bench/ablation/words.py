@@ -55,8 +55,8 @@ CAPTIONS: Final[dict[str, tuple[str, str]]] = {
 LIMITS: Final = (
     "One request at a time: no batching across sessions, no contention, no queueing. The proxy delays; it neither "
     "loses nor limits. All processes share one machine, so the device is as fast as the cloud. Intervals are over "
-    "prompts, not over machines or models: another pair has other figures. They are not corrected for how many there "
-    'are, so of a hundred comparisons between equals about five will not say "no difference".'
+    "prompts and seeds, not over machines or models: another pair has other figures. They are not corrected for how "
+    'many there are, so of a hundred comparisons between equals about five will not say "no difference".'
 )
 METHOD: Final = (
     "Variants take turns prompt by prompt, with the same seeds; agents start anew for every seed. Every figure is a "
