@@ -81,7 +81,7 @@ async def storm(seed: int, rounds: int, *, flips: bool, seconds: float | None = 
     outcome = Outcome(seed, flips)
     async with fleet(seed, load.heard, flips=flips) as running:
         load.fleet = running
-        writing = asyncio.create_task(load.run())
+        writing, blowing = asyncio.create_task(load.run()), time.monotonic()
         for fault in faults(seed):
             if (
                 writing.done()
