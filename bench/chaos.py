@@ -83,11 +83,8 @@ async def storm(seed: int, rounds: int, *, flips: bool, seconds: float | None = 
         load.fleet = running
         writing, blowing = asyncio.create_task(load.run()), time.monotonic()
         for fault in faults(seed):
-            if (
-                writing.done()
-                or load.rounds >= rounds
-                or (seconds is not None and time.monotonic() - started > seconds)
-            ):
+            late = seconds is not None and time.monotonic() - blowing > seconds
+            if late or writing.done() or load.rounds >= rounds:
                 break
             if fault:
                 running.strike(fault)
