@@ -27,7 +27,7 @@ from pilotfish.bench.report import Report, target
 
 ROUNDS: Final = 20_000
 FLIPPED_SHARE: Final = 0.25  # of the rounds: workers that disagree at near-ties
-QUICK_SECONDS: Final = 8.0
+QUICK_SECONDS: Final = 5.0
 AT_ONCE: Final = 16
 DRAINED_SECONDS: Final = 20.0
 SHOWN: Final = 5
