@@ -27,7 +27,7 @@ from pilotfish.bench.report import Report, target
 
 ROUNDS: Final = 20_000
 FLIPPED_SHARE: Final = 0.25  # of the rounds: workers that disagree at near-ties
-QUICK_SECONDS: Final = 8.0
+QUICK_SECONDS: Final = 5.0
 AT_ONCE: Final = 16
 DRAINED_SECONDS: Final = 20.0
 SHOWN: Final = 5
@@ -81,13 +81,10 @@ async def storm(seed: int, rounds: int, *, flips: bool, seconds: float | None = 
     outcome = Outcome(seed, flips)
     async with fleet(seed, load.heard, flips=flips) as running:
         load.fleet = running
-        writing = asyncio.create_task(load.run())
+        writing, blowing = asyncio.create_task(load.run()), time.monotonic()
         for fault in faults(seed):
-            if (
-                writing.done()
-                or load.rounds >= rounds
-                or (seconds is not None and time.monotonic() - started > seconds)
-            ):
+            late = seconds is not None and time.monotonic() - blowing > seconds
+            if late or writing.done() or load.rounds >= rounds:
                 break
             if fault:
                 running.strike(fault)

@@ -16,7 +16,7 @@ from pilotfish.bench.chaos import Outcome, report, storm, told
 
 pytestmark = pytest.mark.slow
 
-SECONDS = {False: 30.0, True: 18.0}
+SECONDS = {False: 26.0, True: 14.0}
 ROUNDS_AT_LEAST = 100
 
 
