@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from math import prod
 from typing import Any
 
@@ -21,13 +22,16 @@ from pilotfish.bench.piped import serve_async
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
 from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.launch import open_agent, sampling
-from pilotfish.protocol.errors import PilotfishError
+from pilotfish.protocol.errors import NoWorker, PilotfishError
 from pilotfish.protocol.messages import Prompt
 from pilotfish.protocol.settings import Settings, load
 
 PROBE = 8  # tokens the router looks at
 ROUTE_AT = 0.5  # it keeps a request on the edge if its draft is more likely than not to have these right
 FAKE_ALPHA = 0.7
+TRIES = 40  # a quarter of a second each
+
+Opener = Callable[[Settings, str], Awaitable[Agent]]
 
 
 class Edge:
@@ -103,7 +107,7 @@ class Edge:
 async def opened(settings: Settings, *, routed: bool) -> Edge:
     """An agent of these settings, ready to be asked."""
     assert settings.redis_url
-    running = await (_fake_agent if settings.engine == "fake" else open_agent)(settings, settings.redis_url)
+    running = await _patient(_fake_agent if settings.engine == "fake" else open_agent, settings, settings.redis_url)
     learned, broker = running.learner.of(sampling(settings)), running.broker
     notes = Notes(learned.calibration.acceptance)
     assert broker
@@ -111,6 +115,15 @@ async def opened(settings: Settings, *, routed: bool) -> Edge:
     recording.notes, running.drafter = notes, RecordingDrafter(running.drafter, notes)
     await running.start()
     return Edge(running, settings, notes, routed=routed)
+
+
+async def _patient(open_: Opener, settings: Settings, url: str) -> Agent:
+    """On a busy machine the worker that was there a moment ago may be late with its beat."""
+    for _ in range(TRIES):
+        with suppress(NoWorker):
+            return await open_(settings, url)
+        await asyncio.sleep(0.25)
+    return await open_(settings, url)
 
 
 async def _fake_agent(settings: Settings, url: str) -> Agent:

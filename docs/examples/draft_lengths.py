@@ -15,10 +15,9 @@ RTTS_MS = (0, 40)
 def main(out: str, engine: str = "llamacpp", prompts: Path | None = None) -> None:
     """Measure, write the report, and print how fast each length is."""
     modes = [f"no_confidence+draft_tokens={length}" for length in LENGTHS]
-    settings = {"engine": engine, "temperature": 0.7, "top_p": 0.9}
-    experiment = Experiment(
-        Path(out), modes=",".join(modes), seeds=2, rtt_ms=RTTS_MS, prompts=prompts, per_family=1, settings=settings
-    )
+    settings = {"engine": engine, "temperature": 0.7, "top_p": 0.9, "max_tokens": 48}
+    sizes = {"seeds": 2, "per_family": 1, "lessons": 10}
+    experiment = Experiment(Path(out), ",".join(modes), rtt_ms=RTTS_MS, prompts=prompts, settings=settings, **sizes)
     folder = run(experiment, progress=lambda done, total, what: print(f"{done}/{total} {what}", file=sys.stderr))
     data = load(folder)
     for rtt in data.rtts:

@@ -28,11 +28,12 @@ def test_the_example_runs(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(example, "RTTS_MS", (0, 2))
+    monkeypatch.setattr(example, "LENGTHS", (2,))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "go on", "family": "{number}"}}\n' for number in range(5)))
     example.main(str(tmp_path / "out"), "fake", prompts)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 2 * 4 + 1
+    assert len(printed) == 2 * 2 + 1
     assert printed[1].startswith("RTT 0 ms, no_confidence+draft_tokens=2: ")
     assert Path(printed[-1]).is_file()
 
