@@ -26,8 +26,8 @@ def upgrade(body: dict[str, Any]) -> dict[str, Any]:
     return {"session" if name == "s" else name: value for name, value in body.items()}
 
 
-def downgraded(message: Message) -> bytes:
-    """A message in the form of version 0."""
+def downgraded(message: Message, *, padded: bool = False) -> bytes:
+    """A message in the form of version 0, which knew no padding."""
     body = msgpack.unpackb(codec.encode(message), strict_map_key=False)
     body["v"] = OLDER
     if "session" in body:

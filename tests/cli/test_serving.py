@@ -148,7 +148,7 @@ def test_chat_remembers(cli: Cli, models: list[str]) -> None:
     draft = models[models.index("--draft-model") :]
     ended = cli("chat", *draft, "--max-tokens", "12", input="hello\nhello\n/new\nhello\n/what\n/exit\n")
     assert ended.returncode == 0, ended.stderr
-    first, second, again = [line for line in ended.stderr.splitlines() if " tokens" in line]
+    first, second, again = [line for line in ended.stderr.splitlines() if " tokens: " in line]
     assert "seed" in first + second + again
     assert "/new and /exit" in ended.stderr
 
