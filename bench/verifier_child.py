@@ -109,7 +109,7 @@ class Child:
         self.engine: Verifier | None = None
 
     def handle(self, question: dict[str, Any]) -> Any:
-        """open {spec} · decode {prompts, lengths} · replay {edges, k} · reset {}"""
+        """open {spec} · decode {prompts, lengths} · replay {edges, k}"""
         do = question.pop("do")
         if self.engine is None:
             cores.bind(question["cores"])
@@ -117,10 +117,8 @@ class Child:
             return self.engine.info.vocab_size
         if do == "decode":
             return decode(self.engine, **question)
-        if do == "replay":
-            vocab = self.engine.info.vocab_size
-            return replay(self.engine, [Edge(vocab=vocab, **edge) for edge in question["edges"]], question["k"])
-        return self.engine.reset()
+        vocab = self.engine.info.vocab_size
+        return replay(self.engine, [Edge(vocab=vocab, **edge) for edge in question["edges"]], question["k"])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pilotfish.bench import engines
 from pilotfish.bench.children import end
 from pilotfish.bench.stock_child import ENVIRONMENT
+from pilotfish.cli.redis_server import free_port
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.protocol.errors import EngineError
 
@@ -26,7 +26,7 @@ _MODEL = "target"
 @contextmanager
 def vllm_server(spec: EngineSpec) -> Iterator[str]:
     """Its address, once it answers. The model, numbers and threads of `spec`."""
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, **ENVIRONMENT, **engines.environment(), "OMP_NUM_THREADS": str(spec.threads)}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
     process = subprocess.Popen(
@@ -73,9 +73,3 @@ def _wait(process: subprocess.Popen[bytes], url: str) -> None:
             return
         time.sleep(0.2)
     raise EngineError(f"vLLM's own server was not ready after {START_SECONDS:.0f} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

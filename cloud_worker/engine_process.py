@@ -87,7 +87,19 @@ class EngineProcess:
             return {"op": "failed", "why": f"not ready after {START_SECONDS:.0f} s"}
 
     async def stop(self) -> None:
-        """End the child, and a restart if there is one."""
+        """End the child, and a restart if there is one. Who is cancelled meanwhile is so once it is over."""
+        ending = asyncio.create_task(self._stop())
+        cancelled = False
+        while not ending.done():  # `end_tasks` cancels again and again, and a target takes its time to leave
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                cancelled = True
+        ending.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _stop(self) -> None:
         if self._restarting:
             self._restarting.cancel()
             await asyncio.gather(self._restarting, return_exceptions=True)

@@ -15,6 +15,7 @@ from helpers import wait_until
 from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
 from pilotfish.cloud_worker.engines.spec import EngineSpec, fake_switches
+from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
 
 
@@ -148,6 +149,18 @@ async def test_stopping_leaves_no_child_even_one_that_hangs(monkeypatch: pytest.
     await engine.stop()
     assert _gone(pid)
     await engine.stop()
+
+
+async def test_stopping_is_finished_however_often_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilotfish.cloud_worker.engine_process.STOP_SECONDS", 0.3)
+    engine = await opened()
+    pid = engine_child()
+    os.kill(pid, signal.SIGSTOP)  # it does not leave by itself
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)
+    await end_tasks([stopping])
+    assert stopping.cancelled()
+    assert _gone(pid)
 
 
 async def test_a_signal_for_the_whole_group_leaves_the_child_to_its_parent(engine: EngineProcess) -> None:
