@@ -89,7 +89,7 @@ def shell(tenant: str) -> User:
         _rules(
             ("+zrangebyscore", f"%R~{keys.agents(tenant)}"),
             ("+xadd +xrange", f"~{keys.prompts(tenant)}"),
-            ("+xadd +xread +pexpire", f"~{keys.output(tenant, '*')}"),
+            ("+xadd +xread +exists +pexpire", f"~{keys.output(tenant, '*')}"),
             ("+xadd +pexpire", f"%W~{keys.replies(tenant, '*')}"),
         ),
     )
