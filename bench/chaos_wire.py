@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 
-from pilotfish.protocol import broker, codec, ingress, shell
+from pilotfish.protocol import answers, broker, codec, shell
 from pilotfish.protocol.messages import Message
 
 OLDER = 0
@@ -38,5 +38,5 @@ def downgraded(message: Message, *, padded: bool = False) -> bytes:
 
 def write_older() -> None:
     """This process writes version 0 only."""
-    for module in (broker, ingress, shell):
+    for module in (answers, broker, shell):
         module.encode = downgraded  # type: ignore[attr-defined]

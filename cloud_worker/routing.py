@@ -18,8 +18,9 @@ from pilotfish.cache.prefix_index import Route
 from pilotfish.cloud_worker.block_feed import INDEX_ERRORS, BlockFeed
 from pilotfish.cloud_worker.salts import Salts
 from pilotfish.protocol import keys, metrics
+from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import BrokerError
-from pilotfish.protocol.ingress import Delivery, Ingress
+from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import Cancel, Close, VerifyJob
 
 log = logging.getLogger("pilotfish.routing")

@@ -42,8 +42,9 @@ from pilotfish.protocol.broker import (
     readable,
 )
 from pilotfish.protocol.codec import decode
+from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import BrokerError, InvalidMessage, SettingsError
-from pilotfish.protocol.ingress import Delivery, Ingress
+from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import Cancel, Close, Message, Refusal, RefusalCode, ScoreJob, ToWorker, VerifyJob
 
 log = logging.getLogger("pilotfish.worker")

@@ -31,8 +31,9 @@ from nightly import NIGHTLY, STEPS_AT_LEAST, control, played
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker, connect
 from pilotfish.protocol.codec import decode
+from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import NoWorker
-from pilotfish.protocol.ingress import Delivery, Ingress
+from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import Refusal, ToEdge, ToWorker
 
 pytestmark = pytest.mark.slow

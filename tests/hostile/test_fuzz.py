@@ -32,10 +32,10 @@ from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.protocol import codec, history
 from pilotfish.protocol import messages as m
 from pilotfish.protocol.codec import decode, encode
+from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import InvalidMessage
 from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.history import History
-from pilotfish.protocol.ingress import Delivery
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger("fuzz")

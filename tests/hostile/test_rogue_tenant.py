@@ -117,7 +117,7 @@ async def test_a_stream_broken_over_and_over_holds_up_nobody_else(redis_url: str
 async def test_a_broken_stream_is_mended_and_its_tenant_served_again(
     redis: Redis, rogue: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pilotfish.protocol.ingress.ASIDE_SECONDS", 0.2)
+    monkeypatch.setattr("pilotfish.protocol.roster.ASIDE_SECONDS", 0.2)
     ingress = Ingress(redis, TARGET, "w1")
     await redis.set(ROGUE, "x", px=60_000)
     await ingress.open()

@@ -16,8 +16,9 @@ from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
 from pilotfish.edge_agent.generation import Task
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.codec import decode
+from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import DeadlineExceeded, JobRefused
-from pilotfish.protocol.ingress import Delivery, Ingress
+from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import MAX_TOKEN_ID, MILLIS_MAX, Message, Refusal, ToWorker, Verdict, VerifyJob
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,8 @@ from rigs import TARGET, calls, job
 from helpers import wait_until
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker
-from pilotfish.protocol.ingress import DEAD_LETTER_BYTES, Delivery, Ingress
+from pilotfish.protocol.delivery import DEAD_LETTER_BYTES, Delivery
+from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import Refusal
 
 TENANT = keys.DEFAULT_TENANT
