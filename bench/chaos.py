@@ -14,21 +14,26 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pilotfish.bench.chaos_fleet import AGENTS, WORKERS, fleet, switches
 from pilotfish.bench.chaos_judge import complaint
-from pilotfish.bench.chaos_load import Load
+from pilotfish.bench.chaos_load import DEADLINE_SECONDS, Load
 from pilotfish.bench.chaos_plan import TICK_SECONDS, faults
 from pilotfish.bench.chaos_wire import read_both
 from pilotfish.bench.conditions import conditions, load_average
 from pilotfish.bench.report import Report, target
+from pilotfish.protocol.broker import end_tasks
 
 ROUNDS: Final = 20_000
 FLIPPED_SHARE: Final = 0.25  # of the rounds: workers that disagree at near-ties
 QUICK_SECONDS: Final = 5.0
+QUICK_DEADLINE_SECONDS: Final = 10.0
 AT_ONCE: Final = 16
+CALM_SECONDS: Final = 20.0  # after the last fault, beside what a generation may take
+HEALED_SECONDS: Final = 120.0
 DRAINED_SECONDS: Final = 20.0
 SHOWN: Final = 5
 
@@ -69,15 +74,25 @@ def run(*, quick: bool = False) -> Report:
     parts = ((False, 1 - FLIPPED_SHARE), (True, FLIPPED_SHARE))
     outcomes = []
     for flips, share in parts:
-        seconds = QUICK_SECONDS * share * 2 if quick else None
-        outcomes.append(asyncio.run(storm(seed, int(ROUNDS * share), flips=flips, seconds=seconds)))
+        short = {"seconds": QUICK_SECONDS * share * 2, "deadline_seconds": QUICK_DEADLINE_SECONDS} if quick else {}
+        outcomes.append(asyncio.run(storm(seed, int(ROUNDS * share), flips=flips, **short)))
     return report(outcomes)
 
 
-async def storm(seed: int, rounds: int, *, flips: bool, seconds: float | None = None) -> Outcome:
-    """One fleet under the seed's faults until so many rounds have ended (or seconds have passed); then calm."""
+async def storm(
+    seed: int,
+    rounds: int,
+    *,
+    flips: bool,
+    seconds: float | None = None,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> Outcome:
+    """One fleet under the seed's faults until so many rounds have ended (or seconds have passed); then calm.
+
+    Every wait has an end: what is not over by then is `hung`, with its name.
+    """
     read_both()
-    load, started = Load(seed, AT_ONCE), time.monotonic()
+    load, started = Load(seed, AT_ONCE, deadline_seconds), time.monotonic()
     outcome = Outcome(seed, flips)
     async with fleet(seed, load.heard, flips=flips) as running:
         load.fleet = running
@@ -90,8 +105,10 @@ async def storm(seed: int, rounds: int, *, flips: bool, seconds: float | None = 
                 running.strike(fault)
             await asyncio.sleep(TICK_SECONDS)
         load.stop()
-        await running.healed()
-        await writing
+        if not await over(running.healed(), HEALED_SECONDS):
+            outcome.hung.append(f"not undone after {HEALED_SECONDS:g} s: what was done to {', '.join(running.victims)}")
+        if not await over(writing, load.hung_seconds + CALM_SECONDS):
+            load.give_up()
         left = await _drained(running)
         codes = await running.end()
         outcome.faults = running.done
@@ -101,6 +118,17 @@ async def storm(seed: int, rounds: int, *, flips: bool, seconds: float | None = 
     outcome.seconds = round(time.monotonic() - started, 1)
     _judge(outcome, load)
     return outcome
+
+
+async def over(what: Awaitable[Any], seconds: float) -> bool:
+    """Whether it ended in time; else it is cancelled. Raises what it raises."""
+    task = asyncio.ensure_future(what)
+    await asyncio.wait({task}, timeout=seconds)
+    if task.done():
+        task.result()
+        return True
+    await end_tasks([task])
+    return False
 
 
 async def _drained(running: Any) -> dict[str, int]:

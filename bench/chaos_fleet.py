@@ -21,9 +21,10 @@ from redis.asyncio import Redis
 from pilotfish.bench.chaos_judge import Switches
 from pilotfish.bench.chaos_plan import Fault
 from pilotfish.bench.chaos_poison import flood, poison
-from pilotfish.bench.chaos_process import Process, Server
+from pilotfish.bench.chaos_process import START_SECONDS, Process, Server
 from pilotfish.cli.redis_server import free_port
 from pilotfish.protocol import keys
+from pilotfish.protocol.errors import EngineError
 
 HOUR: Final = 3600
 WORKERS: Final = 3
@@ -53,7 +54,17 @@ class Fleet:
         self.urls: dict[str, str] = {}
 
     async def start(self) -> None:
-        """Everything, until it serves."""
+        """Everything, until it serves. Raises EngineError with the names of what does not."""
+        try:
+            async with asyncio.timeout(2 * START_SECONDS):
+                await self._start()
+        except TimeoutError:
+            everyone = (*self.proxies.values(), *self.workers, *self.agents)
+            late = ", ".join(one.name for one in everyone if not one.ready.is_set())
+            why = f"not ready after {2 * START_SECONDS:g} s: {late}; CHAOS_LOG=1 shows what they say"
+            raise EngineError(why) from None
+
+    async def _start(self) -> None:
         await self.server.start(free_port())
         for number, side in enumerate(("edges", "workers")):
             port = free_port()
@@ -108,6 +119,11 @@ class Fleet:
         self._healing.add(task)
         task.add_done_callback(self._healing.discard)
 
+    @property
+    def victims(self) -> list[str]:
+        """Who has not recovered yet."""
+        return sorted(getattr(one, "name", "Redis") for one in self._busy)
+
     async def _suffer(self, victim: Any, act: Coroutine[Any, Any, None]) -> None:
         try:
             await act
@@ -154,12 +170,15 @@ class Fleet:
             await self._tell("CONFIG", "SET", "maxmemory", "0")
 
     async def _tell(self, *command: Any) -> None:
-        async with Redis.from_url(self.server.url) as redis:
+        async with self._connect() as redis:
             await redis.execute_command(*command)
+
+    def _connect(self) -> Redis:
+        return Redis.from_url(self.server.url, socket_timeout=5)
 
     async def _send(self, what: Callable[[Redis, random.Random], Coroutine[Any, Any, None]], noise: int) -> None:
         with suppress(rx.RedisError, OSError):  # it may be away just now
-            async with Redis.from_url(self.server.url, socket_timeout=5) as redis:
+            async with self._connect() as redis:
                 await what(redis, random.Random(noise))
 
     # --- afterwards ------------------------------------------------------------------------------------------
@@ -167,7 +186,7 @@ class Fleet:
     async def left(self) -> dict[str, int]:
         """Jobs and prompts that lie in their streams: stream -> how many."""
         found = {}
-        async with Redis.from_url(self.server.url) as redis:
+        async with self._connect() as redis:
             jobs = [name.decode() async for name in redis.scan_iter(keys.jobs("*", "*", "*"))]
             for name in (*jobs, keys.prompts(keys.DEFAULT_TENANT)):
                 if length := await redis.xlen(name):

@@ -19,27 +19,34 @@ from pilotfish.bench.chaos_fleet import Fleet
 from pilotfish.bench.chaos_judge import Fate
 from pilotfish.bench.chaos_plan import Wish, wish
 from pilotfish.cli.requests import Answer
+from pilotfish.protocol import keys
 from pilotfish.protocol.broker import connect
 from pilotfish.protocol.errors import AnswerLost, BrokerError, NoAgent
 from pilotfish.protocol.messages import Accepted, Failed, Finished, Prompt, Summary
 from pilotfish.protocol.shell import ShellBroker
 
-DEADLINE_MS: Final = 40_000
-HUNG_SECONDS: Final = 180.0  # for one try: beyond the deadlines of as many agents as may take a prompt
+DEADLINE_SECONDS: Final = 40.0
+LEASE_SECONDS: Final = 5.0  # until another agent has a prompt whose agent died, and a little
 NAMED: Final = frozenset({"answer_lost", "dead_letter", "deadline"})  # ends that a request may come to, and say so
 PAUSE_SECONDS: Final = 0.3
 
 
 class Load:
-    """Keeps `at_once` generations going until told otherwise. `fates` are those that ended, `partial` those cut off."""
+    """Keeps `at_once` generations going until told otherwise. `fates` are those that ended, `partial` those cut off.
 
-    def __init__(self, seed: int, at_once: int) -> None:
-        self.seed, self.at_once = seed, at_once
+    Each has `deadline_seconds`; one that is still open `hung_seconds` after it was asked for is hung.
+    """
+
+    def __init__(self, seed: int, at_once: int, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        self.seed, self.at_once, self.deadline_ms = seed, at_once, int(1000 * deadline_seconds)
+        #: as many agents may take a prompt as it may be delivered
+        self.hung_seconds = keys.DELIVERIES_MAX * (deadline_seconds + LEASE_SECONDS)
         self.fates: list[Fate] = []
         self.partial: list[Fate] = []  # what an agent had said when it died
         self.hung: list[Wish] = []
         self.told: Counter[str] = Counter()  # requests that failed by name and were asked again
         self.rounds = 0
+        self._open: dict[int, tuple[Wish, int]] = {}  # with the number of tries so far
         self._numbers: Iterator[int] = itertools.count()
         self._inbox: dict[int, tuple[int, asyncio.Queue[dict[str, Any] | None]]] = {}
         self._enough = False
@@ -69,16 +76,26 @@ class Load:
         while not self._enough:
             self.fates.append(await self._until_it_ends(wish(self.seed, next(self._numbers))))
 
+    def give_up(self) -> None:
+        """Nobody waits any longer: what is still open is hung, though each of its tries ended."""
+        for one, tries in self._open.values():
+            self.hung.append(one)
+            self.fates.append(Fate(one, (), (), f"hung: no end after {tries} tries"))
+
     async def _until_it_ends(self, one: Wish) -> Fate:
+        tries = 0
         while True:
+            tries += 1
+            self._open[one.number] = one, tries
             if fate := await self._try(one):
+                del self._open[one.number]
                 return fate
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _try(self, one: Wish) -> Fate | None:
         """How it ended; None if it must be asked again, because it failed by name or its agent died."""
         try:
-            async with asyncio.timeout(HUNG_SECONDS):
+            async with asyncio.timeout(self.hung_seconds):
                 fate = await (self._submit(one) if one.submitted else self._own(one))
         except TimeoutError:
             self.hung.append(one)
@@ -102,7 +119,7 @@ class Load:
         number = ready[one.number % len(ready)]
         inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._inbox[one.number] = (number, inbox)
-        self.fleet.agents[number].write(json.dumps(_asked(one)))
+        self.fleet.agents[number].write(json.dumps(self._asked(one)))
         return await self._follow(one, inbox)
 
     async def _follow(self, one: Wish, inbox: asyncio.Queue[dict[str, Any] | None]) -> Fate | None:
@@ -117,10 +134,15 @@ class Load:
         self.partial.append(Fate(one, tuple(ids), tuple(origins), "killed"))
         return None
 
+    def _asked(self, one: Wish) -> dict[str, Any]:
+        names = ("number", "prompt", "mode", "on_cloud_loss", "max_tokens", "draft_tokens", "window")
+        asked = {name: getattr(one, name) for name in names}
+        return asked | {"sampling": one.sampling.model_dump(), "deadline_ms": self.deadline_ms}
+
     # --- submitted -------------------------------------------------------------------------------------------
 
     async def _submit(self, one: Wish) -> Fate | None:
-        prompt = _prompt(one)
+        prompt = self._prompt(one)
         async with connect(self.fleet.urls["edges"]) as redis:
             shell = ShellBroker(redis, "default")
             try:
@@ -131,6 +153,11 @@ class Load:
                 with suppress(BrokerError, NoAgent):
                     return await _read(shell, one, prompt.request)
                 await asyncio.sleep(PAUSE_SECONDS)
+
+    def _prompt(self, one: Wish) -> Prompt:
+        names = ("text", "mode", "on_cloud_loss", "sampling", "max_tokens", "draft_tokens")
+        wanted: dict[str, Any] = {name: getattr(one, name) for name in names}
+        return Prompt(request=secrets.token_hex(16), raw=True, deadline_ms=self.deadline_ms, **wanted)
 
 
 async def _read(shell: ShellBroker, one: Wish, request: str) -> Fate:
@@ -150,16 +177,3 @@ async def _read(shell: ShellBroker, one: Wish, request: str) -> Fate:
     origins = tuple(origin for _, origin in answer.said)
     counted = (summary.rounds, summary.degraded, summary.local if agents == 1 else None)
     return Fate(one, tuple(answer.ids), origins, end, *counted)
-
-
-def _asked(one: Wish) -> dict[str, Any]:
-    names = ("number", "prompt", "mode", "on_cloud_loss", "max_tokens", "draft_tokens", "window")
-    return {name: getattr(one, name) for name in names} | {
-        "sampling": one.sampling.model_dump(), "deadline_ms": DEADLINE_MS,
-    }  # fmt: skip
-
-
-def _prompt(one: Wish) -> Prompt:
-    names = ("text", "mode", "on_cloud_loss", "sampling", "max_tokens", "draft_tokens")
-    wanted: dict[str, Any] = {name: getattr(one, name) for name in names}
-    return Prompt(request=secrets.token_hex(16), raw=True, deadline_ms=DEADLINE_MS, **wanted)

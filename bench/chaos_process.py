@@ -18,6 +18,7 @@ from pilotfish.protocol.errors import EngineError
 
 START_SECONDS: Final = 90.0  # a worker and its engine import for seconds, on a busy machine for many
 END_SECONDS: Final = 30.0  # SIGTERM to exit, the longest that is allowed
+PIPE_SECONDS: Final = 5.0
 PAUSE_SECONDS: Final = 0.2
 
 
@@ -71,13 +72,15 @@ class Process:
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout
-        while line := await process.stdout.readline():
-            self._said(line.decode())
-        code = await process.wait()
-        if self.ready.is_set():  # nobody asked for it
-            self.ready.clear()
-            self.crashes.append(f"it ended by itself with {code}")
-        self._said(None)
+        try:
+            while line := await process.stdout.readline():
+                self._said(line.decode())
+            code = await process.wait()
+            if self.ready.is_set():  # nobody asked for it
+                self.ready.clear()
+                self.crashes.append(f"it ended by itself with {code}")
+        finally:
+            self._said(None)
 
     def write(self, line: str) -> None:
         """One line to its standard input."""
@@ -115,7 +118,10 @@ class Process:
         assert self._process
         code = await self._process.wait()
         if self._reading:
-            await self._reading
+            await asyncio.wait({self._reading}, timeout=PIPE_SECONDS)
+            if not self._reading.done():
+                self.crashes.append("its output stayed open when it had ended: a child of it lives on")
+                self._reading.cancel()
         return code
 
     @property

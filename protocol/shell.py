@@ -36,16 +36,18 @@ class ShellBroker:
         While following, a request that no live agent works on raises NoAgent within two seconds or so, and one that
         Redis no longer has AnswerLost.
         """
-        stream, cursor = keys.output(self.tenant, request), b"0-0"
+        stream, cursor, kept = keys.output(self.tenant, request), b"0-0", b"-"
         while True:
             with translated():
-                got = await self.redis.xread({stream: cursor}, block=keys.BLOCK_MS // 2 if follow else None)
+                got = await self.redis.xread({stream: cursor}, block=keys.BLOCK_MS // 2 if follow and kept else None)
                 if not got and not follow:
                     return
+                if not got and not kept:
+                    raise AnswerLost(f"Redis lost request {request} (did it restart?): submit it again")
                 if not got and not await live(self.redis, keys.agents(self.tenant)):
                     raise NoAgent(f"the agent went away; request {request} waits for another: `pilotfish agent`")
-                if not got and not await self._kept(request):
-                    raise AnswerLost(f"Redis lost request {request} (did it restart?): submit it again")
+                if not got:
+                    kept = await self._kept(request, kept)
             for entry_id, fields in got[0][1] if got else ():
                 cursor = entry_id
                 message = read_entry(fields, ToShell)
@@ -55,13 +57,15 @@ class ShellBroker:
                 if message.type in ("finished", "failed"):
                     return
 
-    async def _kept(self, request: str) -> bool:
-        """Whether something has been said about a request, or it still waits: an agent drops it after its last word."""
-        if await self.redis.exists(keys.output(self.tenant, request)):
-            return True
-        waiting = await self.redis.xrange(keys.prompts(self.tenant))
+    async def _kept(self, request: str, known: bytes) -> bytes:
+        """Id of the prompt's entry, b"" if it is gone: an agent drops it after its last word, which is then there.
+
+        What else was said is no proof: an agent from which Redis took the prompt stops in the middle. `known` is the
+        entry's id, or b"-" before the first look, which goes through all that wait.
+        """
+        waiting = await self.redis.xrange(keys.prompts(self.tenant), known, "+" if known == b"-" else known)
         name, field = request.encode(), keys.FIELD_MESSAGE.encode()
-        return any(name in fields.get(field, b"") for _, fields in waiting)
+        return next((entry_id for entry_id, fields in waiting if name in fields.get(field, b"")), b"")
 
     async def tell_agent(self, agent: str, message: Message) -> None:
         """Append to an agent's reply stream (cancel); an agent that had no reply yet has no stream yet."""

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 KEEP = 8
+CLOSED = "the connection was closed"
 
 Entries = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]  # [(stream, [(entry id, fields)])]
 
@@ -81,6 +82,7 @@ class Line:
     def __init__(self, redis: Redis, seconds: float) -> None:
         self._pool, self._seconds = redis.connection_pool, seconds
         self._connection: AbstractConnection | None = None
+        self._life = 0  # of the connection: what was asked in an earlier one is answered by nobody
 
     async def send(self, *command: Any) -> None:
         """The command has left when this returns. Raises ConnectionError or TimeoutError of redis-py."""
@@ -98,22 +100,33 @@ class Line:
     async def receive(self) -> Any:
         """The next answer, in the order of the commands. Raises ResponseError, and what `send` does."""
         if self._connection is None:
-            raise rx.ConnectionError("the connection was closed")
+            raise rx.ConnectionError(CLOSED)
+        life = self._life
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._connection.read_response()
-        except rx.ResponseError:
-            raise
+                answer = await self._connection.read_response()
+        except rx.ResponseError as error:
+            answer = error
         except TimeoutError:
-            await self.close()
+            await self._close(life)
             raise rx.TimeoutError(f"no answer within {self._seconds:g} s") from None
         except BaseException:  # cancelled: the answer under way must not meet whoever receives next
-            await self.close()
+            await self._close(life)
             raise
+        if life != self._life:  # closed while its last words were on their way to us
+            raise rx.ConnectionError(CLOSED)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def close(self) -> None:
         """Drop what is under way. The connection stays the pool's, which closes it with its others."""
-        if self._connection is not None:
+        await self._close(self._life)
+
+    async def _close(self, life: int) -> None:
+        """Unless another life has begun: who still waits on the old connection must not close the new one."""
+        if self._connection is not None and life == self._life:
+            self._life += 1
             await self._connection.disconnect(nowait=True)
             self._connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
             connection, self._connection = self._connection, None
@@ -125,6 +138,7 @@ class Line:
             self._connection.socket_timeout = None  # the time-outs are ours
         reader = self._connection._reader
         if reader is not None and reader.at_eof():
+            self._life += 1
             await self._connection.disconnect(nowait=True)
         await self._connection.connect()  # nothing to do, unless it was closed
         return self._connection

@@ -6,13 +6,18 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from redis.asyncio import Redis
 from rigs import TARGET, job, worker
 
 from helpers import wait_until
+from pilotfish.bench.chaos import over
+from pilotfish.bench.chaos_fleet import Fleet
 from pilotfish.bench.chaos_judge import HONEST, Fate, complaint
+from pilotfish.bench.chaos_load import Load
 from pilotfish.bench.chaos_plan import FAULTS, faults, wish
 from pilotfish.bench.chaos_proxy import HOST, ChaosProxy, pretended_answer, read_command
 from pilotfish.bench.chaos_wire import downgraded, upgrade
@@ -126,6 +131,29 @@ async def test_a_share_of_the_jobs_is_lost(redis: Redis, redis_url: str, share: 
     server.close()
     assert await redis.xlen(stream) == arrived
     assert proxy.fates["lost"] == (40 if share else 0)
+
+
+# --- nothing is waited for without end ----------------------------------------------------------------------
+
+
+async def test_a_wait_that_does_not_end_is_told_and_not_joined() -> None:
+    assert await over(asyncio.sleep(0), 5)
+    assert not await over(asyncio.Event().wait(), 0.01)
+    with pytest.raises(ZeroDivisionError):
+        await over(asyncio.to_thread(lambda: 1 / 0), 5)
+
+
+async def test_a_generation_that_is_asked_for_again_and_again_is_named() -> None:
+    """No agent comes back, so that no try of it takes long: the run ends, and says which."""
+    load = Load(seed=1, at_once=2, deadline_seconds=1.0)
+    load.fleet = cast(Fleet, SimpleNamespace(agents=[], urls={"edges": "redis://127.0.0.1:1/0"}))
+    writing = asyncio.create_task(load.run())
+    await wait_until(lambda: len(load._open) == 2, "two generations to begin")
+    load.stop()
+    assert not await over(writing, 0.05)
+    load.give_up()
+    assert [wish.number for wish in load.hung] == [0, 1]
+    assert all(fate.end.startswith("hung: no end after 1 tries") for fate in load.fates)
 
 
 # --- an older wire -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import PATIENCE, SILENCE_SECONDS, EdgeBroker, connect, ensure_group, ping
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import AnswerLost, BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
-from pilotfish.protocol.messages import Accepted, CancelRequest, Finished, Prompt, Refusal, Summary
+from pilotfish.protocol.messages import Accepted, CancelRequest, Finished, Prompt, Refusal, Summary, Text
 from pilotfish.protocol.settings import redacted
 from pilotfish.protocol.shell import ShellBroker
 
@@ -23,6 +23,8 @@ TENANT = keys.DEFAULT_TENANT
 REQUEST = "1" * 32
 PROMPT = Prompt(request=REQUEST, text="hello")
 DONE = Finished(request=REQUEST, reason="length", summary=Summary())
+ACCEPTED = Accepted(request=REQUEST, agent="edge1", prompt_tokens=1, seed=1)
+WORD = Text(request=REQUEST, start=0, ids=(104,), pieces=("h",), origins=("accepted",))
 
 
 @pytest.fixture
@@ -302,22 +304,46 @@ async def test_who_is_far_away_is_not_called_silent(edge: EdgeBroker) -> None:
     assert edge.patience == PATIENCE * 0.1
 
 
-async def test_a_request_that_redis_lost_is_not_followed_for_ever(redis: Redis, edge: EdgeBroker) -> None:
+@pytest.mark.parametrize("said", [0, 2], ids=["before anyone took it", "in the middle of its answer"])
+async def test_a_request_that_redis_lost_is_not_followed_for_ever(redis: Redis, edge: EdgeBroker, said: int) -> None:
+    """Its agent stops as soon as it knows, perhaps after a word into the new Redis: nobody will write the last one."""
     shell = ShellBroker(redis, TENANT)
     await edge.open_prompts()
     await edge.beat({"running": "0"})
     await shell.submit(PROMPT)
-
-    async def follow() -> None:
-        async for _ in shell.output(REQUEST, follow=True):
-            pass
-
-    following = asyncio.create_task(follow())
+    following = asyncio.create_task(follow(shell))
     await wait_until(lambda: blocked(redis), "the shell to wait")
     assert not following.done()
     await redis.delete(keys.prompts(TENANT))
+    for message in (ACCEPTED, WORD)[:said]:
+        await edge.say(REQUEST, message)
     with pytest.raises(AnswerLost, match="submit it again"):
         await asyncio.wait_for(following, 3)
+
+
+async def test_the_last_word_is_heard_though_the_prompt_is_gone_by_then(redis: Redis, edge: EdgeBroker) -> None:
+    """However the follower's looks fall between the word and the drop."""
+    shell = ShellBroker(redis, TENANT)
+    await edge.open_prompts()
+    await edge.beat({"running": "0"})
+    await shell.submit(PROMPT)
+    (taken,) = await edge.take_prompts(1)
+    following = asyncio.create_task(follow(shell))
+    await wait_until(lambda: blocked(redis), "the shell to wait")
+    look = shell._kept
+
+    async def last_word_first(*asked: Any) -> bytes:
+        await edge.say(REQUEST, DONE)
+        await edge.drop_prompt(taken.entry_id)
+        return await look(*asked)
+
+    shell._kept = last_word_first  # type: ignore[method-assign]
+    assert await asyncio.wait_for(following, 3) == ["finished"]
+
+
+async def follow(shell: ShellBroker) -> list[str]:
+    """What was said of REQUEST, to its end."""
+    return [message.type async for message in shell.output(REQUEST, follow=True)]
 
 
 async def blocked(redis: Redis) -> bool:

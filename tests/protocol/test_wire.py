@@ -9,7 +9,7 @@ import redis.exceptions as rx
 from redis.asyncio import Redis
 
 from helpers import wait_until
-from pilotfish.protocol.wire import KEEP, Lane, Wire, entries
+from pilotfish.protocol.wire import KEEP, Lane, Line, Wire, entries
 
 
 @pytest.fixture
@@ -177,3 +177,27 @@ async def test_a_lane_whose_redis_says_nothing_times_out_and_goes_on(redis: Redi
     with pytest.raises(rx.TimeoutError, match="no answer within 0.1 s"):
         await lane.call("BLPOP", "pf:nothing", 0)
     assert await lane.call("PING") == b"PONG"
+
+
+async def test_what_a_closed_connection_still_said_answers_no_call_of_the_next_one(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed (another call could not be sent) while the answer is between the socket and who waits for it."""
+    line, feed = Line(redis, seconds=5.0), asyncio.StreamReader.feed_data
+    await line.send("BLPOP", "pf:q", 0)
+    receiving = asyncio.create_task(line.receive())
+    await wait_until(lambda: blocked(redis), "the call to block")
+    old, closing = line._connection._reader, set[asyncio.Task[None]]()  # type: ignore[union-attr]
+
+    def close_first(reader: asyncio.StreamReader, data: bytes) -> None:
+        if reader is old:
+            closing.add(asyncio.create_task(line.close()))
+        feed(reader, data)
+
+    monkeypatch.setattr(asyncio.StreamReader, "feed_data", close_first)
+    await redis.rpush("pf:q", "late")  # type: ignore[misc]
+    with pytest.raises(rx.ConnectionError, match="was closed"):
+        await receiving
+    assert closing
+    await line.send("ECHO", "next")
+    assert await line.receive() == b"next"
