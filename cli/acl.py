@@ -73,9 +73,9 @@ def _device(given: str, tenants: list[str]) -> tuple[str, str]:
 
 
 def _read(path: str) -> str:
-    from pathlib import Path
+    from pilotfish.protocol.settings import user_path
 
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return user_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the ACL file {path} cannot be read ({error}): name one that `pilotfish acl` wrote") from None

@@ -41,8 +41,13 @@ def _redis_url(url: str) -> str:
     return url
 
 
+def user_path(path: str | Path) -> Path:
+    """With its `~` spelt out. `~nobody` stays as it is, and is then not found: Path.expanduser raises RuntimeError."""
+    return Path(os.path.expanduser(path))
+
+
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+UserPath = Annotated[Path, AfterValidator(user_path)]
 
 
 class Settings(BaseModel):
@@ -187,11 +192,11 @@ def load(
 def config_file(config: str | Path | None, environ: Mapping[str, str]) -> Path | None:
     """The file settings come from: the one named (which must exist), else the first found of the usual two."""
     if named := config or environ.get(ENV_CONFIG):
-        path = Path(named).expanduser()
+        path = user_path(named)
         if not path.is_file():
             raise SettingsError(f"there is no settings file {path}: create it, or drop --config and {ENV_CONFIG}")
         return path
-    home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    home = user_path(environ.get("XDG_CONFIG_HOME") or "~/.config")
     usual = (Path("pilotfish.toml"), home / "pilotfish" / "config.toml")
     return next((path for path in usual if path.is_file()), None)
 

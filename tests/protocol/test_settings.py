@@ -187,6 +187,10 @@ def test_whatever_is_given_is_settings_or_a_settings_error(cli: dict[str, object
             assert str(error)
 
 
+def test_the_home_of_nobody_is_a_folder_that_is_not_there() -> None:
+    assert load({"cache_dir": "~nobody-here/x"}, environ={}).cache_dir == Path("~nobody-here/x")
+
+
 def test_a_suggestion_holds_where_nobody_chose() -> None:
     chosen = load({"window": 3}, environ={})
     suggested = chosen.suggest(window=1, drafting="always")
