@@ -67,7 +67,8 @@ def test_equal_rounds_of_neighbours_are_one_pass(model_file: Path) -> None:
 
 def test_no_pass_computes_one_row_of_a_session(engine: LlamaCppVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row goes through other kernels than two, in rounds, continuations, chunks and beside neighbours alike."""
-    decode, alone = engine._context.decode, []
+    decode = engine._context.decode
+    alone: list[int] = []
 
     def watched(rows: list[Row]) -> Logits:
         alone.extend(of for of, count in Counter(row.sequence for row in rows).items() if count < 2)
