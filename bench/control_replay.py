@@ -148,6 +148,6 @@ class Models:
         verdict = Verdict(
             boot=job.boot, session=job.session, epoch=job.epoch, round=job.round, seq=seq, last=left == 0, base=base,
             digest=History(ID, job.sampling, text[:base]).digest(base), draws=draws, worker="record",
-            engine_ms=engine_ms, rows=rows, steps=1, row_ms=self.times.row,
+            engine_ms=engine_ms, rows=rows, steps=1, row_ms=self.times.row, credit=1,
         )  # fmt: skip
         self._loop.call_later(back, self.generation.inbox.put_nowait, verdict)

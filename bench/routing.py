@@ -3,7 +3,8 @@
 Everything is the product's but the engine: the fake one pretends a prefix cache of its own (same block names, LRU) and
 a prefill that takes time by the row. The oracle is one cache as large as all workers' together that sees every request:
 no routing can reuse more. Two fleets, one for each way to route, stand side by side on Redis servers of their own;
-they take turns, block by block, so that a machine that slows down slows down both.
+they take turns, block by block, so that a machine that slows down slows down both. The first block meets the shared
+prompts cold, however it is routed, and those few starts would be its 95th percentile: times are those of later blocks.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from pilotfish.protocol.broker import connect
 
 WORKERS: Final = 3
 BLOCK: Final = 16
-KV_BLOCKS: Final = 1_200  # of one worker: together they hold most of the conversations, alone none does
+KV_BLOCKS: Final = 500  # of one worker: together they hold the conversations that go on, alone not the half of them
 ROW_US: Final = 100.0  # 10,000 tokens/s
 STEP_MS: Final = 2.0
 TARGET_ID: Final = fleet.target_id(FakeVerifier().info.fingerprint)
 BEATS_SECONDS: Final = 2 * keys.BEAT_EVERY_MS / 1000  # counts come with the workers' next beats
-SHARE_GOAL, EQUAL_GOAL = 0.95, 0.999
+SHARE_GOAL, EQUAL_GOAL, P95_GOAL = 0.95, 0.999, 0.7
 SERIAL_ENOUGH, SHORT_ENOUGH = 1_000, 2_000
+P95_PAIRS, P95_TURNS = 4, 400  # twenty turns beyond the percentile, and blocks enough for one of them to be disturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,10 @@ class Sizes:
     """How much one run measures."""
 
     conversations: int = 24  # of a block
-    talk_blocks: int = 4  # pairs
+    talk_blocks: int = 7  # pairs, the cold one first
     serial: int = 150  # conversations one after the other
-    short_blocks: int = 16  # pairs
-    short_prompts: int = 300  # of a block
+    short_blocks: int = 48  # pairs, many and short: what slows a machine down lasts longer than one
+    short_prompts: int = 100  # of a block
 
     @property
     def shape(self) -> Shape:
@@ -55,11 +57,11 @@ class Sizes:
         return Shape(conversations=self.conversations)
 
 
-QUICK = Sizes(18, 2, 102, 3, 150)
+QUICK = Sizes(12, 5, 102, 2, 60)
 
 
 def run(*, quick: bool = False) -> Report:
-    """The whole benchmark, two minutes; `quick` half a minute."""
+    """The whole benchmark, three minutes; `quick` three quarters of one."""
     sizes = QUICK if quick else Sizes()
     stated = conditions(
         workers=WORKERS, block_size=BLOCK, kv_blocks_of_a_worker=KV_BLOCKS, prefill_tokens_per_second=1e6 / ROW_US,
@@ -89,35 +91,60 @@ async def _measure(prefix_url: str, load_url: str, sizes: Sizes) -> Report:
     return Report("routing", {}, figures, _targets(routed, loaded, best, serial, shorts))
 
 
+Blocks = list[Measured]  # of one fleet, in the order it served them
+
+
 def _targets(
-    routed: Measured, loaded: Measured, best: float, serial: dict[str, int], shorts: dict[str, list[list[float]]]
+    routed: Blocks, loaded: Blocks, best: float, serial: dict[str, int], shorts: dict[str, list[list[float]]]
 ) -> list[Target]:
-    p95 = percentile(routed.seconds, 0.95) / percentile(loaded.seconds, 0.95)
+    warm, rival = _warm(routed), _warm(loaded)
+    turns = sum(map(len, warm))
     short = median_ratio(shorts["prefix"], shorts["least_loaded"])
     enough = sum(map(len, shorts["prefix"])) >= SHORT_ENOUGH
     equal = serial["predicted_equal"] / max(1, serial["predicted"])
     return [
-        target("cached_share_of_oracle", routed.cached_share / best, "ratio", f">= {SHARE_GOAL}"),
+        target("cached_share_of_oracle", cached_share(routed) / best, "ratio", f">= {SHARE_GOAL}"),
         target("predicted_equal", equal, "share", f">= {EQUAL_GOAL}", enough=serial["predicted"] >= SERIAL_ENOUGH),
-        target("p95_vs_least_loaded", p95, "ratio", "<= 0.7"),
+        target("p95_vs_least_loaded", median_ratio(warm, rival, 0.95), "ratio", f"<= {P95_GOAL}",
+               enough=len(warm) >= P95_PAIRS and turns >= P95_TURNS),
         target("short_vs_least_loaded", short, "ratio", "<= 1.03", enough=enough),
-    ]
+    ]  # fmt: skip
 
 
-def _shown(found: Measured) -> dict[str, Any]:
-    share = {name: found.workers.count(name) for name in sorted(set(found.workers))}
-    return {**spread(found.seconds), "p95_ms": round(percentile(found.seconds, 0.95) * 1000, 3),
-            "cached_share": round(found.cached_share, 4), "starts": share}  # fmt: skip
+def _warm(found: Blocks) -> list[list[float]]:
+    """The times of each block but the cold one."""
+    return [block.seconds for block in found[1:] or found]
 
 
-def oracle(found: Measured) -> float:
+def _shown(found: Blocks) -> dict[str, Any]:
+    warm = _warm(found)
+    served = [name for block in found for name in block.workers]
+    return {
+        **spread([seconds for block in warm for seconds in block]),
+        "p95_ms_of_blocks": [round(percentile(block, 0.95) * 1000, 3) for block in warm],
+        "cached_share": round(cached_share(found), 4),
+        "starts": {name: served.count(name) for name in sorted(set(served))},
+    }
+
+
+def cached_share(found: Blocks) -> float:
+    """Of all prompt tokens, those the engines did not compute."""
+    return sum(sum(block.cached) for block in found) / _prompt_tokens(found)
+
+
+def oracle(found: Blocks) -> float:
     """The cached share of one cache as large as all of them, asked in the order of the first verdicts."""
     cache = FakeBlockCache(WORKERS * KV_BLOCKS, BLOCK)
     cached = 0
-    for number, prompt in enumerate(found.prompts):
-        cached += cache.cached(prompt, "")
-        cache.computed(found.whole[number][:-1], "")  # the last token is never computed
-    return cached / sum(map(len, found.prompts))
+    for block in found:
+        for number, prompt in enumerate(block.prompts):
+            cached += cache.cached(prompt, "")
+            cache.computed(block.whole[number][:-1], "")  # the last token is never computed
+    return cached / _prompt_tokens(found)
+
+
+def _prompt_tokens(found: Blocks) -> int:
+    return sum(len(prompt) for block in found for prompt in block.prompts)
 
 
 # --- the phases --------------------------------------------------------------------------------------------------
@@ -143,12 +170,14 @@ async def _short(prefix: Client, load: Client, sizes: Sizes) -> dict[str, list[l
     return found
 
 
-async def _talk(prefix: Client, load: Client, sizes: Sizes) -> tuple[Measured, Measured]:
-    routed, loaded = Measured(), Measured()
+async def _talk(prefix: Client, load: Client, sizes: Sizes) -> tuple[Blocks, Blocks]:
+    routed: Blocks = []
+    loaded: Blocks = []
     for n in range(sizes.talk_blocks):
         order = [(prefix, routed), (load, loaded)]
         for one, into in order if n % 2 else reversed(order):
-            await talk(one, sizes.shape, n + 1, into)
+            into.append(Measured())
+            await talk(one, sizes.shape, n + 1, into[-1])
     return routed, loaded
 
 
@@ -159,6 +188,7 @@ async def _serial(url: str, one: Client, sizes: Sizes) -> dict[str, int]:
     shape = replace(
         sizes.shape,
         conversations=sizes.serial,
+        system_tokens=20 * BLOCK,
         lanes=1,
         think_ms=0.0,
         user_tokens=(16, 40),

@@ -37,7 +37,7 @@ class Shape:
     conversations: int = 36
     turns: int = 10
     user_tokens: tuple[int, int] = (30, 90)
-    answer_tokens: int = 24
+    answer_tokens: int = 12
     lanes: int = 12
     think_ms: float = 120.0
     systems_seed: int = 1

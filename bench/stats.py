@@ -24,7 +24,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     return {"n": len(seconds), **{name: round(value * 1000, 4) for name, value in found.items()}}
 
 
-def median_ratio(subject: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> float:
-    """Median over pairs of neighbouring blocks of p50(subject) / p50(baseline): drift hits both of a pair alike."""
+def median_ratio(subject: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], share: float = 0.5) -> float:
+    """Median over pairs of neighbouring blocks of a percentile's ratio: drift hits both of a pair alike."""
     pairs = zip(subject, baseline, strict=True)
-    return median(percentile(ours, 0.5) / percentile(theirs, 0.5) for ours, theirs in pairs)
+    return median(percentile(ours, share) / percentile(theirs, share) for ours, theirs in pairs)

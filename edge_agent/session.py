@@ -89,6 +89,7 @@ class Session:
     counts: Counts = field(default_factory=Counts)
     prompt_tokens: int = 0
     unsent: int = 0  # local tokens behind everything that a job carried
+    credit: int = 1  # jobs that the worker which answered last would take now
     _waiting: list[Verdict] = field(default_factory=list)
     _next_round: int = 0
     _served_to: int = 0
@@ -130,13 +131,18 @@ class Session:
         """Drafted ids in flight beyond the committed end."""
         return len(self._ahead())
 
+    @property
+    def window(self) -> int:
+        """Rounds that may be in flight now: a worker that is full is not sent the next before it answered the last."""
+        return self.limits.window if self.credit else 1
+
     def room(self) -> int:
         """How many ids a further micro-batch may draft; 0 when it could assert nothing that the flight does not.
 
         That is: the window is full, a round without a draft is out (what follows it is unknown until its verdict), or
         the drafts out already end the answer, counting the bonus token of the last.
         """
-        if self.finish or len(self.flight) >= self.limits.window or not all(r.draft for r in self.flight):
+        if self.finish or len(self.flight) >= self.window or not all(r.draft for r in self.flight):
             return 0
         ahead = self._ahead()
         left = self.remaining - len(ahead)
@@ -283,6 +289,7 @@ class Session:
         if tuple(self.history.ids[verdict.base : verdict.base + len(verdict.draws)]) != verdict.draws[:overlap]:
             self._disagree(verdict)
             return []
+        self.credit = verdict.credit
         fresh = self._with_origins(verdict.draws[overlap:], verdict.logprobs[overlap:])
         self.counts.applied += bool(fresh)
         self.counts.duplicate += not fresh

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ROUND: Final = "pilotfish_round"  # key in SamplingParams.extra_args
 STEP_TOKENS: Final = 2048  # most prefix rows of one step; a longer prefix comes in chunks
 CHUNK_TOKENS: Final = 128  # most rows of one prefix in a step that other requests wait for
+STALLED_STEPS: Final = 100  # so many steps in a row without a row: nothing will ever be scheduled again
 RESIDENT_SHARE: Final = 0.5  # of the KV cache that parked sessions may hold
 RESIDENT_SECONDS: Final = 300.0  # a session parked for longer is let go
 
@@ -156,6 +157,7 @@ class VllmVerifier(Verifier):
         self._rounds: dict[str, Round] = {}  # by the id of their engine request, which a session keeps
         self._requests: dict[str, str] = {}  # id of a running request of ours -> of its engine request
         self._count = itertools.count()
+        self._stalled = 0  # steps in a row that computed nothing
         self.info = EngineInfo(
             engine="vllm",
             version=vllm_start.VERSION,
@@ -222,11 +224,14 @@ class VllmVerifier(Verifier):
             return []
         try:
             # EngineCore.post_step only carries proposals back to the scheduler, and NullProposer makes none.
-            outputs, _ = self._core.step()
+            outputs, computed = self._core.step()
         except Exception as error:
             raise EngineError(
                 f"vLLM failed in a step ({type(error).__name__}: {error}); restart the engine."
             ) from error
+        self._stalled = 0 if computed else self._stalled + 1
+        if self._stalled > STALLED_STEPS:  # no silence tells of it: the process steps, and says that it is busy
+            raise EngineError(f"vLLM schedules none of its {len(self._rounds)} requests; restart the engine.")
         return [self._event(output) for group in outputs.values() for output in group.outputs]
 
     def kv_changes(self) -> list[KvChange]:

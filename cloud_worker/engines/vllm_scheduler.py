@@ -55,7 +55,11 @@ class VerifyScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped where
     # --- rounds ----------------------------------------------------------------------------------------------
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """One step: as upstream, plus the drafts of each request whose prefix ends in it."""
+        """One step: as upstream, plus the drafts of each request whose prefix ends in it.
+
+        Its rows are given out in the order of `running`: rounds first, or a long prefill would take all of them.
+        """
+        self.running.sort(key=lambda request: request.num_tokens - request.num_computed_tokens)
         output = super().schedule(throttle_prefills)
         for new in output.scheduled_new_reqs:
             round_of(self.requests[new.req_id]).cached = new.num_computed_tokens

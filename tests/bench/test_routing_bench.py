@@ -16,7 +16,8 @@ TARGETS = ["cached_share_of_oracle", "predicted_equal", "p95_vs_least_loaded", "
 def test_the_oracle_reuses_everything_that_came_before() -> None:
     block = list(range(routing.BLOCK))
     first, second = [*block, 1], [*block, 1, 2, *block]
-    found = Measured(prompts=[first, second], whole={0: [*first, 2, 3], 1: second})
+    one = Measured(prompts=[first], whole={0: [*first, 2, 3]})
+    found = [one, Measured(prompts=[second], whole={0: second})]
     assert oracle(found) == routing.BLOCK / (len(first) + len(second))
 
 

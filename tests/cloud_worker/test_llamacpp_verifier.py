@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from contracts import verifier as contract
 from contracts.tiny_gguf import write_tiny_gguf
 
-from pilotfish.cache.llama_context import LlamaModel
+from pilotfish.cache.llama_context import LlamaModel, Logits, Row
 from pilotfish.cloud_worker.engines.base import VerifyRequest
 from pilotfish.cloud_worker.engines.llamacpp import LlamaCppVerifier
 from pilotfish.protocol.errors import EngineError, ModelError
@@ -61,6 +62,33 @@ def test_equal_rounds_of_neighbours_are_one_pass(model_file: Path) -> None:
         engine.submit(VerifyRequest(f"r{i}", f"s{i}", [*contract.PROMPT, i, 7], [1, 2, 3]))
     assert len(engine.step()) == 4
     assert engine.passes == before + 1
+    engine.close()
+
+
+def test_no_pass_computes_one_row_of_a_session(engine: LlamaCppVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row goes through other kernels than two, in rounds, continuations, chunks and beside neighbours alike."""
+    decode = engine._context.decode
+    alone: list[int] = []
+
+    def watched(rows: list[Row]) -> Logits:
+        alone.extend(of for of, count in Counter(row.sequence for row in rows).items() if count < 2)
+        assert len(rows) >= engine.model.exact_rows
+        return decode(rows)
+
+    monkeypatch.setattr(engine._context, "decode", watched)
+    contract.check_drafts_change_nothing(engine, contract.SAMPLINGS["T 1.3"], contract.DRAFTS["random"], n=60)
+    contract.check_continuations_share_steps(engine)
+    contract.check_long_prefix_beside_rounds(engine)
+    contract.check_many_sessions(engine, 8)
+    contract.check_context_full(engine)
+    assert alone == []
+
+
+def test_no_residency_computes_every_row_of_every_round(model_file: Path) -> None:
+    engine = LlamaCppVerifier(model_file, context=256, draft_max=8, max_sessions=2, threads=1, resident=False)
+    first = contract.round_(engine, "s", contract.PROMPT, [], Sampling())
+    second = contract.round_(engine, "s", [*contract.PROMPT, *first.draws], [1, 2], Sampling())
+    assert (first.cached, second.cached, second.rows) == (0, 0, len(contract.PROMPT) + 1 + 2)
     engine.close()
 
 

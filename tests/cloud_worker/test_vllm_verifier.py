@@ -299,6 +299,20 @@ def test_a_warm_round_computes_one_row_and_its_drafts(resident: Rounds, length: 
     assert text == truth[: len(text)]
 
 
+def test_a_warm_round_does_not_wait_for_a_long_prefill_that_takes_all_rows_of_a_step(resident: Rounds) -> None:
+    ids = prompt(40)
+    truth = resident.decode(ids, K + 2)
+    resident.verify(ids, [], session="one")
+    long = resident.request(prompt(3 * STEP_TOKENS), session="long")
+    short = resident.request(ids + truth[:1], truth[1 : K + 1], session="one")
+    resident.engine.submit(long)
+    assert resident.engine.step() == []
+    resident.engine.submit(short)
+    assert [(event.request_id, event.draws) for event in resident.engine.step()] == [(short.request_id, truth[1:])]
+    [[event]] = resident.run(resident.request(prompt(3), session="another"))
+    assert event.done
+
+
 def test_a_warm_round_computes_what_its_prefix_has_beyond_the_session(resident: Rounds) -> None:
     """As after tokens that were committed without the cloud."""
     ids = prompt(70)
@@ -608,6 +622,18 @@ def test_an_exception_in_a_step_is_an_engine_error(rounds: Rounds, monkeypatch: 
     with pytest.raises(EngineError, match="IndexError: index out of range"):
         rounds.engine.step()
     rounds.engine.cancel(f"r{rounds.count}")
+
+
+def test_an_engine_that_steps_and_schedules_nothing_is_an_engine_error(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hang that no silence tells of: requests that wait for blocks nobody gives back."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.engine._core, "step", lambda: ({}, False))
+        with pytest.raises(EngineError, match=r"schedules none of its 1 requests; restart"):
+            rounds.verify([1, 2], [])
+    rounds.engine.cancel(f"r{rounds.count}")
+    assert rounds.verify([1, 2, 3], []).draws
 
 
 def test_another_vllm_is_refused_by_name(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

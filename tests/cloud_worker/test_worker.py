@@ -98,6 +98,29 @@ async def test_a_round_costs_ten_commands_at_most(redis: Redis, redis_url: str, 
     assert per_round <= 10.5, counted  # a round takes 9; beats and sweeps are paid by time
 
 
+async def test_a_full_worker_says_so_and_leaves_the_rest_in_the_queue(redis: Redis, redis_url: str) -> None:
+    in_hand: list[int] = []
+
+    async def served() -> bool:
+        in_hand.append((await redis.xpending(ANYONES, keys.GROUP_WORKERS))["pending"])
+        return await nothing_left(redis, "w1")
+
+    async def full() -> bool:
+        await served()
+        return bool(await redis.hget(keys.beat(TARGET, "w1"), "credit") == b"0")  # type: ignore[misc]
+
+    async with worker(redis_url, "w1", "step_ms=20", max_jobs=2):
+        for number in range(5):
+            await send(redis, job(session=session(number), continue_tokens=30))
+        await wait_until(full, "a beat without credit")
+        assert await redis.xlen(ANYONES) >= 3
+        await wait_until(served, "all five to be answered")
+    assert max(in_hand) == 2
+    said = [message for message in await heard(redis, 5) if message.last]
+    assert sorted(message.session for message in said) == [session(number) for number in range(5)]
+    assert all(0 <= message.credit <= 2 for message in said)
+
+
 async def test_the_worker_says_what_it_serves(redis: Redis, redis_url: str) -> None:
     async with worker(redis_url):
         found = await fleet.find_target(redis)

@@ -100,6 +100,7 @@ class Worker:
             draws=tuple(draws),
             accepted=len(draws) - 1,
             worker=self.name,
+            credit=1,
         )
         history.extend(draws)
         return verdict

@@ -237,6 +237,23 @@ def check_redelivered(engine: Verifier, sampling: Sampling) -> None:
     assert first.draws == second.draws == right[:3]
 
 
+def check_disagreeing(engine: Verifier, sampling: Sampling) -> None:
+    """A peer's verdict won that parts from ours inside our draft, as at a near-tie: its history is the session's now.
+
+    Our own round, delivered again, still gets our draws, whether it comes before the peer's history or beside it.
+    """
+    session, right = fresh(), plain(engine, PROMPT, 4, sampling)
+    theirs = [*PROMPT, right[0], (right[1] + 1) % 200]
+    behind = plain(engine, theirs, 4, sampling)
+    for _ in range(2):
+        assert round_(engine, session, PROMPT, right[:3], sampling).draws == right
+        assert round_(engine, session, theirs, behind[:3], sampling).draws == behind
+    ours = VerifyRequest(fresh("r"), session, list(PROMPT), right[:3], sampling)
+    peers = VerifyRequest(fresh("r"), session, list(theirs), behind[:3], sampling)
+    events = run(engine, ours, peers)
+    assert [events[one.request_id][0].draws for one in (ours, peers)] == [right, behind]
+
+
 def check_diverged_prefix(engine: Verifier, sampling: Sampling) -> None:
     """A session whose prefix is not what the engine remembers is served as if it were new."""
     session = fresh()
@@ -254,9 +271,18 @@ def check_long_prefix_beside_rounds(engine: Verifier, n: int = 180) -> None:
     round_(engine, session, PROMPT, [], Sampling())
     slow = VerifyRequest(fresh("r"), fresh(), long, want_long[:2])
     quick = VerifyRequest(fresh("r"), session, PROMPT + want[:1], want[1:4], continue_tokens=4)
-    events = run(engine, slow, quick)
-    assert events[slow.request_id][0].draws == want_long
-    assert [t for e in events[quick.request_id] for t in e.draws] == want[1:]
+    for request in (slow, quick):
+        engine.submit(request)
+    steps: list[list[VerifyEvent]] = []
+    while engine.busy:
+        steps.append(engine.step())
+    said = {
+        name: [(at, t) for at, step in enumerate(steps) for e in step if e.request_id == name for t in e.draws]
+        for name in (slow.request_id, quick.request_id)
+    }
+    assert [token for _, token in said[slow.request_id]] == want_long
+    assert [token for _, token in said[quick.request_id]] == want[1:]
+    assert said[quick.request_id][0][0] <= said[slow.request_id][0][0], "the round waited for the prefill"
 
 
 def check_context_full(engine: Verifier) -> None:
@@ -391,5 +417,6 @@ SAMPLED_CHECKS: list[Callable[[Verifier, Sampling], None]] = [
     check_continuation,
     check_stop_ids,
     check_redelivered,
+    check_disagreeing,
     check_diverged_prefix,
 ]

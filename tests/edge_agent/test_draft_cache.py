@@ -79,9 +79,10 @@ def test_without_the_disk_tier_nothing_is_written(model_file: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_switched_off_it_is_off(model_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("off", [{"edge_cache_mb": 0}, {"kv_reuse": False}], ids=str)
+def test_switched_off_it_is_off(model_file: Path, tmp_path: Path, off: dict[str, float]) -> None:
     before = saved_tokens()
-    with open_drafter(settings_of(model_file, tmp_path, edge_cache_mb=0, edge_cache_disk_mb=10)) as drafter:
+    with open_drafter(settings_of(model_file, tmp_path, edge_cache_disk_mb=10, **off)) as drafter:
         for session in ("a", "b"):
             assert drafter.draft(session, PROMPT, 4, WARM).prefilled == len(PROMPT)
             drafter.close_session(session)

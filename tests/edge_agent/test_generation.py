@@ -35,7 +35,7 @@ def verdict(job: VerifyJob, ids: Sequence[int]) -> Verdict:
     fields: dict[str, Any] = {
         name: getattr(job, name) for name in ("boot", "session", "epoch", "round", "base", "digest")
     }
-    return Verdict(**fields, draws=tuple(out), accepted=len(out) - 1, worker="w1")
+    return Verdict(**fields, draws=tuple(out), accepted=len(out) - 1, worker="w1", credit=1)
 
 
 def refusal(job: VerifyJob, code: RefusalCode, sentence: str = "") -> Refusal:

@@ -35,6 +35,7 @@ def verdict(job: VerifyJob, *draws: int, **changes: Any) -> Verdict:
         draws=draws,
         accepted=len(draws) - 1,
         worker="w",
+        credit=1,
     )
     return said.model_copy(update=changes)
 
@@ -207,6 +208,16 @@ def test_a_correction_empties_the_reorder_buffer() -> None:
     first, second = publish(session, 20, 21), publish(session, 22)
     session.on_verdict(verdict(second, 22, 23))
     assert ids(session.on_verdict(verdict(first, 20, 31))) == [20, 31]
+
+
+def test_a_full_worker_is_sent_one_round_at_a_time_until_it_has_room_again() -> None:
+    session = a_session(window=3)
+    session.on_verdict(verdict(publish(session, 20), 20, 21, credit=0))
+    first = publish(session, 22)
+    assert session.room() == 0
+    session.on_verdict(verdict(first, 22, 23, credit=7))
+    publish(session, 24)
+    assert session.room() > 0
 
 
 def test_the_reorder_buffer_holds_no_more_than_the_window_and_nothing_unasked() -> None:

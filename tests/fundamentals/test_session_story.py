@@ -32,7 +32,7 @@ def verify(job: VerifyJob, known: Sequence[int] = ()) -> Verdict:
     draws = target_writes(prefix, len(job.draft) + 1)
     right = next((i for i, drafted in enumerate(job.draft) if drafted != draws[i]), len(job.draft))
     asked = job.model_dump(include={"boot", "session", "epoch", "round", "base", "digest"})
-    return Verdict(**asked, draws=tuple(draws[: right + 1]), accepted=right, worker="w")
+    return Verdict(**asked, draws=tuple(draws[: right + 1]), accepted=right, worker="w", credit=1)
 
 
 def test_the_life_of_a_generation() -> None:
