@@ -70,7 +70,7 @@ def test_a_malformed_line_is_named_by_its_number(tmp_path: Path, line: str, comp
 
 
 def test_lines_are_those_an_editor_counts(tmp_path: Path) -> None:
-    """A text may hold line breaks of Unicode as they are; Windows adds a mark at the start and \\r to each line."""
+    """A text may hold line breaks of Unicode as they are; Windows adds a mark at the start and CR to lines."""
     odd = "one\u2028two\x85three"
     path = file(tmp_path, f'\ufeff{{"prompt": "{odd}"}}\r', '{"prompt": "four"}\r', "{")
     with pytest.raises(UsageError, match="line 3 is no JSON object"):
