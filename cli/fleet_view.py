@@ -48,7 +48,10 @@ class WorkerRow:
 
 @dataclass(frozen=True, slots=True)
 class AgentRow:
-    """An agent between two looks; acceptance is over all it has drafted."""
+    """An agent between two looks; shares are over all it has done.
+
+    `disagreement`: of all its tokens, those the target would not have drawn, as audits estimate it; None without any.
+    """
 
     name: str
     target: str
@@ -56,6 +59,10 @@ class AgentRow:
     tokens_per_second: float
     acceptance: float | None
     local_share: float | None
+    disagreement: float | None
+    max_disagreement: float | None
+    cache_hits: float | None  # of the drafts that began without their KV
+    rtt_ms: float | None
     generations: int
     resends: int
 
@@ -119,13 +126,19 @@ def _worker(key: tuple[str, str], peer: Peer, old: Peer | None, seconds: float) 
 def _agent(peer: Peer, old: Peer | None, seconds: float) -> AgentRow:
     written = {origin: _sum(peer, f"{origin}_tokens") for origin in ORIGINS}
     new = sum(_since(peer, old, f"{origin}_tokens") for origin in ORIGINS)
+    local_share = _share(written["local"], sum(written.values()))
+    wrong = _share(_sum(peer, "audit_disagreements"), _sum(peer, "audited_tokens"))
     return AgentRow(
         name=peer.name,
         target=peer.beat.get("target", ""),
         running=_sum(peer, "running"),
         tokens_per_second=new / seconds if seconds else 0.0,
         acceptance=_share(written["accepted"], written["accepted"] + written["corrected"]),
-        local_share=_share(written["local"], sum(written.values())),
+        local_share=local_share,
+        disagreement=None if wrong is None or local_share is None else wrong * local_share,
+        max_disagreement=_number(peer, "max_disagreement"),
+        cache_hits=_share(_sum(peer, "cache_hits"), _sum(peer, "cache_hits") + _sum(peer, "cache_misses")),
+        rtt_ms=_number(peer, "rtt_ms"),
         generations=_sum(peer, "generations"),
         resends=_sum(peer, "resends"),
     )
@@ -134,6 +147,11 @@ def _agent(peer: Peer, old: Peer | None, seconds: float) -> AgentRow:
 def _sum(peer: Peer, name: str) -> int:
     value = peer.beat.get(name, "0") if peer.alive else "0"
     return int(value) if value.isdecimal() else 0
+
+
+def _number(peer: Peer, name: str) -> float | None:
+    value = peer.beat.get(name, "") if peer.alive else ""
+    return float(value) if value.replace(".", "", 1).isdecimal() else None
 
 
 def _since(peer: Peer, old: Peer | None, name: str) -> int:
@@ -174,8 +192,9 @@ def _worker_table(rows: list[WorkerRow]) -> Table:
 def _agent_table(rows: list[AgentRow]) -> Table:
     return _table(
         ("agent", "target"),
-        ["tok/s", "accepted", "local", "running", "done", "resends"],
+        ["tok/s", "accepted", "local", "differ", "of", "cached", "RTT", "running", "done", "resends"],
         ((row.name, row.target[:8], f"{row.tokens_per_second:.0f}", _percent(row.acceptance), _percent(row.local_share),
+          _percent(row.disagreement, 1), _percent(row.max_disagreement, 1), _percent(row.cache_hits), _ms(row.rtt_ms),
           row.running, row.generations, row.resends)
          for row in rows),
         "no agents: start one with `pilotfish agent`",
@@ -203,5 +222,9 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
