@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.cli.queue import age
+from pilotfish.cli.render import counted
 from pilotfish.protocol.inspection import Peer, Queue, Stream
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def screen(seen: View) -> Group:
     from rich.text import Text
 
     queued = f"{seen.waiting} waiting" + (f", oldest {age(seen.oldest_ms)}" if seen.waiting else "")
-    dead = f" · {seen.dead_letters} dead letters" if seen.dead_letters else ""
+    dead = f" · {counted(seen.dead_letters, 'dead letter')}" if seen.dead_letters else ""
     head = Text(f"{seen.tokens_per_second:.0f} tokens/s · {queued}{dead}", style="bold")
     streams: list[Text | Table] = [Text(), _stream_table(seen.streams)] if seen.streams else []
     return Group(head, Text(), _worker_table(seen.workers), Text(), _agent_table(seen.agents), *streams)
@@ -192,10 +193,9 @@ def _worker_table(rows: list[WorkerRow]) -> Table:
 def _agent_table(rows: list[AgentRow]) -> Table:
     return _table(
         ("agent", "target"),
-        ["tok/s", "accepted", "local", "differ", "of", "cached", "RTT", "running", "done", "resends"],
+        ["tok/s", "accept", "local", "differ/max", "cached", "RTT", "jobs", "done", "resent"],
         ((row.name, row.target[:8], f"{row.tokens_per_second:.0f}", _percent(row.acceptance), _percent(row.local_share),
-          _percent(row.disagreement, 1), _percent(row.max_disagreement, 1), _percent(row.cache_hits), _ms(row.rtt_ms),
-          row.running, row.generations, row.resends)
+          _against_budget(row), _percent(row.cache_hits), _ms(row.rtt_ms), row.running, row.generations, row.resends)
          for row in rows),
         "no agents: start one with `pilotfish agent`",
     )  # fmt: skip
@@ -210,7 +210,8 @@ def _table(words: tuple[str, ...], numbers: list[str], rows: Iterable[tuple[Any,
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*words, *(Column(name, justify="right") for name in numbers), box=None, pad_edge=False)
+    columns = [Column(name, justify="right", no_wrap=True) for name in numbers]  # names are what a narrow screen cuts
+    table = Table(*words, *columns, box=None, pad_edge=False, collapse_padding=True)
     for row in rows:
         table.add_row(*(Text(str(cell), style="red" if cell in ("gone", "draining") else "") for cell in row))
     if not table.row_count:
@@ -222,8 +223,13 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _against_budget(row: AgentRow) -> str:
+    most = "" if row.max_disagreement is None else f"/{100 * row.max_disagreement:.1f}"
+    return "-" if row.disagreement is None else f"{100 * row.disagreement:.1f}{most} %"
 
 
 def _ms(value: float | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pilotfish.cli.fleet_view import Glimpse, screen, view
+from pilotfish.cli.fleet_view import Glimpse, View, screen, view
 from pilotfish.cli.requests import shell
 from pilotfish.cli.submit import new_prompt
 from pilotfish.protocol.inspection import Peer, Queue, Served, Stream
@@ -28,6 +28,12 @@ def queue(*, alive: bool = True, **sums: int) -> Queue:
     worker, agent = Peer("w1", alive, beat), Peer("edge1", True, beat)
     streams = [Stream("jobs:any", "jobs", 5, 2, 40), Stream("dlq", "dead letters", 1, 0, 9000)]
     return Queue([Served("t" * 16, "demo", [worker])], [agent], streams)
+
+
+def drawn(seen: View, width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(screen(seen))
+    return console.export_text()
 
 
 def test_two_looks_make_rates() -> None:
@@ -50,9 +56,17 @@ def test_disagreement_is_of_all_tokens_and_stands_beside_its_budget() -> None:
     seen = view(Glimpse(0.0, found), Glimpse(1.0, found))
     (agent,) = seen.agents
     assert (agent.disagreement, agent.max_disagreement, agent.cache_hits, agent.rtt_ms) == (0.025, 0.02, 0.75, 20.31)
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(screen(seen))
-    assert all(words in console.export_text(clear=False) for words in ("2.5 %", "2.0 %", "75 %", "20.3 ms"))
+    text = drawn(seen, width=140)
+    assert all(words in text for words in ("2.5/2.0 %", "75 %", "20.3 ms"))
+
+
+def test_a_narrow_screen_cuts_names_and_no_figure() -> None:
+    found = queue(accepted_tokens=912_345, corrected_tokens=100_000, local_tokens=50, audited_tokens=20, cache_hits=3)
+    found.agents[0].beat.update(max_disagreement="0.02", rtt_ms="120.31")
+    text = drawn(view(Glimpse(0.0, found), Glimpse(1.0, found)), width=80)
+    assert "…" not in text.replace("t…", "").replace("demo…", "")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "120.3 ms" in text
 
 
 def test_a_process_that_began_anew_counts_from_nothing() -> None:
@@ -75,9 +89,7 @@ def test_the_dead_are_gone_and_an_odd_beat_is_zero() -> None:
 
 @pytest.mark.parametrize("found", [queue(tokens=1), Queue([], [], [])])
 def test_a_screen_can_be_drawn_of_anything(found: Queue) -> None:
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(screen(view(Glimpse(0.0, found), Glimpse(1.0, found))))
-    text = console.export_text()
+    text = drawn(view(Glimpse(0.0, found), Glimpse(1.0, found)), width=140)
     assert "worker" in text
     assert ("w1" in text) == bool(found.targets)
 
