@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pilotfish.cli.redis_url import redis_url
-from pilotfish.cli.run import patient_agent, say
+from pilotfish.cli.run import patient_agent
+from pilotfish.cli.talk import say
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.calibration import Reliability, brier, ece, lower_edge, reliability
 from pilotfish.edge_agent.gate import CONFIDENCE, Evidence, Expectation, budget_for, expect

@@ -16,7 +16,8 @@ from typing import Any, Self, TypeVar
 from pilotfish.cli.redis_url import described, redis_url
 from pilotfish.cli.render import summary_line
 from pilotfish.cli.requests import Pieces, PlainPrinter, TracePrinter
-from pilotfish.cli.run import patient_agent, say
+from pilotfish.cli.run import patient_agent
+from pilotfish.cli.talk import say
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.launch import open_agent, sampling

@@ -22,8 +22,8 @@ from pilotfish.cli.pair import Pair, logs_folder, some_redis
 from pilotfish.cli.processes import stop_signals
 from pilotfish.cli.render import acceptance, legend, traced, visible
 from pilotfish.cli.requests import Answer, Pieces, follow
-from pilotfish.cli.run import say
 from pilotfish.cli.submit import new_prompt
+from pilotfish.cli.talk import say
 from pilotfish.protocol.errors import Cancelled, ModelError
 from pilotfish.protocol.messages import Mode, Summary
 from pilotfish.protocol.settings import Settings

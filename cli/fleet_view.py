@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.cli.queue import age
+from pilotfish.cli.render import counted
 from pilotfish.protocol.inspection import Peer, Queue, Stream
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ class WorkerRow:
 
 @dataclass(frozen=True, slots=True)
 class AgentRow:
-    """An agent between two looks; acceptance is over all it has drafted."""
+    """An agent between two looks; shares are over all it has done.
+
+    `disagreement`: of all its tokens, those the target would not have drawn, as audits estimate it; None without any.
+    """
 
     name: str
     target: str
@@ -56,6 +60,10 @@ class AgentRow:
     tokens_per_second: float
     acceptance: float | None
     local_share: float | None
+    disagreement: float | None
+    max_disagreement: float | None
+    cache_hits: float | None  # of the drafts that began without their KV
+    rtt_ms: float | None
     generations: int
     resends: int
 
@@ -119,13 +127,19 @@ def _worker(key: tuple[str, str], peer: Peer, old: Peer | None, seconds: float) 
 def _agent(peer: Peer, old: Peer | None, seconds: float) -> AgentRow:
     written = {origin: _sum(peer, f"{origin}_tokens") for origin in ORIGINS}
     new = sum(_since(peer, old, f"{origin}_tokens") for origin in ORIGINS)
+    local_share = _share(written["local"], sum(written.values()))
+    wrong = _share(_sum(peer, "audit_disagreements"), _sum(peer, "audited_tokens"))
     return AgentRow(
         name=peer.name,
         target=peer.beat.get("target", ""),
         running=_sum(peer, "running"),
         tokens_per_second=new / seconds if seconds else 0.0,
         acceptance=_share(written["accepted"], written["accepted"] + written["corrected"]),
-        local_share=_share(written["local"], sum(written.values())),
+        local_share=local_share,
+        disagreement=None if wrong is None or local_share is None else wrong * local_share,
+        max_disagreement=_number(peer, "max_disagreement"),
+        cache_hits=_share(_sum(peer, "cache_hits"), _sum(peer, "cache_hits") + _sum(peer, "cache_misses")),
+        rtt_ms=_number(peer, "rtt_ms"),
         generations=_sum(peer, "generations"),
         resends=_sum(peer, "resends"),
     )
@@ -134,6 +148,11 @@ def _agent(peer: Peer, old: Peer | None, seconds: float) -> AgentRow:
 def _sum(peer: Peer, name: str) -> int:
     value = peer.beat.get(name, "0") if peer.alive else "0"
     return int(value) if value.isdecimal() else 0
+
+
+def _number(peer: Peer, name: str) -> float | None:
+    value = peer.beat.get(name, "") if peer.alive else ""
+    return float(value) if value.replace(".", "", 1).isdecimal() else None
 
 
 def _since(peer: Peer, old: Peer | None, name: str) -> int:
@@ -154,7 +173,7 @@ def screen(seen: View) -> Group:
     from rich.text import Text
 
     queued = f"{seen.waiting} waiting" + (f", oldest {age(seen.oldest_ms)}" if seen.waiting else "")
-    dead = f" · {seen.dead_letters} dead letters" if seen.dead_letters else ""
+    dead = f" · {counted(seen.dead_letters, 'dead letter')}" if seen.dead_letters else ""
     head = Text(f"{seen.tokens_per_second:.0f} tokens/s · {queued}{dead}", style="bold")
     streams: list[Text | Table] = [Text(), _stream_table(seen.streams)] if seen.streams else []
     return Group(head, Text(), _worker_table(seen.workers), Text(), _agent_table(seen.agents), *streams)
@@ -174,9 +193,9 @@ def _worker_table(rows: list[WorkerRow]) -> Table:
 def _agent_table(rows: list[AgentRow]) -> Table:
     return _table(
         ("agent", "target"),
-        ["tok/s", "accepted", "local", "running", "done", "resends"],
+        ["tok/s", "accept", "local", "differ/max", "cached", "RTT", "jobs", "done", "resent"],
         ((row.name, row.target[:8], f"{row.tokens_per_second:.0f}", _percent(row.acceptance), _percent(row.local_share),
-          row.running, row.generations, row.resends)
+          _against_budget(row), _percent(row.cache_hits), _ms(row.rtt_ms), row.running, row.generations, row.resends)
          for row in rows),
         "no agents: start one with `pilotfish agent`",
     )  # fmt: skip
@@ -191,7 +210,8 @@ def _table(words: tuple[str, ...], numbers: list[str], rows: Iterable[tuple[Any,
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*words, *(Column(name, justify="right") for name in numbers), box=None, pad_edge=False)
+    columns = [Column(name, justify="right", no_wrap=True) for name in numbers]  # names are what a narrow screen cuts
+    table = Table(*words, *columns, box=None, pad_edge=False, collapse_padding=True)
     for row in rows:
         table.add_row(*(Text(str(cell), style="red" if cell in ("gone", "draining") else "") for cell in row))
     if not table.row_count:
@@ -205,3 +225,12 @@ def _ratio(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _against_budget(row: AgentRow) -> str:
+    most = "" if row.max_disagreement is None else f"/{100 * row.max_disagreement:.1f}"
+    return "-" if row.disagreement is None else f"{100 * row.disagreement:.1f}{most} %"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"

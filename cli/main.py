@@ -30,6 +30,7 @@ from pilotfish.cli import (
     top,
 )
 from pilotfish.cli.options import Help
+from pilotfish.cli.talk import say
 from pilotfish.protocol.errors import PilotfishError
 
 app = typer.Typer(
@@ -118,7 +119,7 @@ def _told(sentence: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    print(f"pilotfish: {sentence}", file=sys.stderr)
+    say(f"pilotfish: {sentence}", "ERROR")
     return code
 
 

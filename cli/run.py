@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pilotfish.cli.options import ACCESS, BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TENANTS, TRACE, takes
+from pilotfish.cli.talk import say
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -24,11 +24,6 @@ DRAIN_SECONDS = 20.0
 
 Serve = Annotated[bool, typer.Option("--serve", help="Serve OpenAI's API and a page to watch, on --serve-port.")]
 UntilEof = Annotated[bool, typer.Option("--until-eof", hidden=True, help="End when standard input does.")]
-
-
-def say(line: str) -> None:
-    """Talk, as opposed to data: to stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # --- worker --------------------------------------------------------------------------------------------------

@@ -240,7 +240,10 @@ class Agent:
     async def _beat(self) -> None:
         assert self.broker is not None
         target = self.target.id if self.target else ""
-        fields = {"running": str(len(self.generations)), "target": target, **self.drafter.beat, **metrics.told()}
+        fields = {
+            "running": str(len(self.generations)), "target": target,
+            "max_disagreement": f"{self.defaults.max_disagreement:.6f}", **self.drafter.beat, **metrics.told(),
+        }  # fmt: skip
         await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
         for entry_id in await self.broker.keep_prompts(list(self._taken)):
             if task := self._taken.get(entry_id):

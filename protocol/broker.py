@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import redis.exceptions as rx
 from redis.asyncio import Redis
 
-from pilotfish.protocol import keys
+from pilotfish.protocol import keys, metrics
 from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker, WrongType
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
@@ -190,12 +190,18 @@ class EdgeBroker:
             await ensure_group(self.redis, stream, self.boot, keys.REPLY_TTL_MS)
 
     async def beat(self, fields: dict[str, str], *, taking: bool = True) -> None:
-        """Say that this agent lives and, if so, takes prompts; renews the life of what it owns. Two round trips."""
+        """Say that this agent lives and, if so, takes prompts; renews the life of what it owns. Two round trips.
+
+        What the first one took is told with the fields, as `rtt_ms`.
+        """
         name, agents = keys.agent_beat(self.tenant, self.agent), keys.agents(self.tenant)
         with translated():
+            asked = time.perf_counter()
             now_ms = await clock_ms(self.redis)
+            seconds = time.perf_counter() - asked
+            metrics.RTT_SECONDS.set(seconds)
             pipe = self.redis.pipeline(transaction=False)
-            pipe.hset(name, mapping=dict(fields))
+            pipe.hset(name, mapping={**fields, "rtt_ms": f"{1000 * seconds:.2f}"})
             pipe.pexpire(name, keys.BEAT_TTL_MS)
             pipe.pexpire(keys.prompts(self.tenant), keys.JOBS_TTL_MS)
             if taking:

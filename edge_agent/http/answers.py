@@ -69,7 +69,7 @@ def usage(prompt_tokens: int, written: Iterable[Summary]) -> Usage:
 
 
 class TokenLogprob(Answer):
-    """The target's log-probability of a token at temperature 1; null for one that the target never saw."""
+    """The target's log-probability of a token at temperature 1; null for one written without it."""
 
     token: str
     logprob: float | None

@@ -41,6 +41,7 @@ class Call:
         self.mode = self.service.mode(self.body)
         self.writers: list[Writer] = []
         self.prompt_tokens = 0
+        self._until = 0.0  # the deadline, on the loop's clock
         self.tasks: list[asyncio.Task[None]] = []
         self._new: dict[int, Written] = {}
         self._ended: list[int] = []
@@ -56,22 +57,30 @@ class Call:
     # --- from a body to generations --------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Read the prompts and begin. Raises Overloaded, Draining, UsageError, EmptyPrompt or PromptTooLong."""
+        """Read the prompts and begin. Raises Overloaded, Draining, DeadlineExceeded, UsageError or a kind of it."""
         service, body = self.service, self.body
         if service.draining:
             raise Draining("this agent is ending and takes nothing new: go to another one")
         wanted = len(body.prompts) * body.choices
         service.turnstile.check(wanted)
         service.calls.add(self)
-        for prompt in body.prompts:
-            ids = await self._encode(prompt)
-            self.prompt_tokens += len(ids)
-            task = self._task(ids)
-            for choice in range(body.choices):
-                seeded = replace(task, sampling=_seeded(task.sampling, choice))
-                self.writers.append(Writer(service.agent, seeded, body.stops, self.watch))
+        deadline_ms = body.wishes.get("deadline_ms") or service.wanted.deadline_ms
+        self._until = asyncio.get_running_loop().time() + deadline_ms / 1000
+        try:
+            async with asyncio.timeout_at(self._until):
+                for prompt in body.prompts:
+                    self._add_writers(await self._encode(prompt))
+        except TimeoutError:
+            raise DeadlineExceeded("the draft model was busy until the deadline: try again, or give it more") from None
         service.turnstile.check(wanted)  # others came while the drafter's thread was asked for ids
         self.tasks = [asyncio.create_task(self._write(index)) for index in range(len(self.writers))]
+
+    def _add_writers(self, ids: tuple[int, ...]) -> None:
+        self.prompt_tokens += len(ids)
+        task = self._task(ids)
+        for choice in range(self.body.choices):
+            seeded = replace(task, sampling=_seeded(task.sampling, choice))
+            self.writers.append(Writer(self.service.agent, seeded, self.body.stops, self.watch))
 
     async def _encode(self, prompt: str | list[dict[str, str]]) -> tuple[int, ...]:
         chat, agent = isinstance(self.body, ChatBody), self.service.agent
@@ -106,12 +115,11 @@ class Call:
     async def _write(self, index: int) -> None:
         tracing.CALLER.set(self.trace)  # of this task alone
         writer = self.writers[index]
-        clock, seconds = asyncio.get_running_loop().time, writer.task.deadline_ms / 1000
-        until = clock() + seconds
+        clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(seconds) as waiting, self.service.turnstile.place(self.client):
+            async with asyncio.timeout_at(self._until) as waiting, self.service.turnstile.place(self.client):
                 waiting.reschedule(None)  # from here on the generation keeps what is left of the deadline
-                writer.task = replace(writer.task, deadline_ms=max(1, int(1000 * (until - clock()))))
+                writer.task = replace(writer.task, deadline_ms=max(1, int(1000 * (self._until - clock()))))
                 async with aclosing(writer.run()) as run:
                     async for new in run:
                         self._new.setdefault(index, Written()).add(new)

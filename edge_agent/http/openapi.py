@@ -47,8 +47,11 @@ def document(service: Service) -> dict[str, Any]:
             "/v1/completions": {"post": _completion("CompletionBody", "Completion", "Continue a text.")},
             "/v1/models": {"get": _get("Models", "What may be asked for.")},
             "/v1/models/{id}": {"get": {**_get("Model", "One model.", "404"), "parameters": [_id(service)]}},
-            "/health": {"get": _operation("Whether this process is well; 503 if not.", "200", "503")},
-            "/ready": {"get": _operation("Whether to send requests now; 503 if not.", "200", "503")},
+            "/v1/status": {"get": _answer("What the dashboard shows.", _object())},
+            "/metrics": {"get": _answer("Prometheus' text.", {"text/plain": {"schema": {"type": "string"}}})},
+            "/health": {"get": _answer("Whether this process is well; 503 if not.", _object("status"), "200", "503")},
+            "/ready": {"get": _answer("Whether to send requests now; 503 if not.", _object("status"), "200", "503")},
+            "/drain": {"post": _answer("Finish what runs, take nothing new, end.", _object("status"), "202")},
         },
         "components": {"schemas": _schemas(service), "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}, {}],
@@ -82,13 +85,17 @@ def _completion(asked: str, told: str, summary: str) -> dict[str, Any]:
 
 
 def _get(told: str, summary: str, *refusals: str) -> dict[str, Any]:
-    ok = {"description": summary, "content": {"application/json": {"schema": _ref(told)}}}
-    return {"summary": summary, "responses": {"200": ok, **_refusals("401", "403", *refusals)}}
+    about = _answer(summary, {"application/json": {"schema": _ref(told)}})
+    return {**about, "responses": about["responses"] | _refusals(*refusals)}
 
 
-def _operation(summary: str, *statuses: str) -> dict[str, Any]:
-    told = {"application/json": {"schema": {"type": "object", "required": ["status"]}}}
-    return {"summary": summary, "responses": {s: {"description": summary, "content": told} for s in statuses}}
+def _answer(summary: str, content: dict[str, Any], *statuses: str) -> dict[str, Any]:
+    told = {status: {"description": summary, "content": content} for status in statuses or ("200",)}
+    return {"summary": summary, "responses": {**told, **_refusals("401", "403")}}
+
+
+def _object(*required: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"type": "object", **({"required": [*required]} if required else {})}}}
 
 
 def _refusals(*statuses: str) -> dict[str, Any]:

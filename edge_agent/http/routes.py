@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from pilotfish.edge_agent.http import bodies, wording
@@ -59,9 +59,9 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def client_of(request: Request, asked: bodies.Asked) -> str:
+def client_of(line: HTTPConnection, asked: bodies.Asked) -> str:
     """Whose turn it is: the user a body names, else the address it came from."""
-    return f"user {asked.user}" if asked.user else request.client.host if request.client else ""
+    return f"user {asked.user}" if asked.user else line.client.host if line.client else ""
 
 
 async def models(request: Request) -> Response:

@@ -1,6 +1,7 @@
 """GET /v1/status: what the dashboard shows, one JSON object. Sums since the agent began; rates are the page's business.
 
-A look at Redis costs a few dozen commands, so all who ask within half a second share one.
+A look at Redis costs a few dozen commands, so all who ask within half a second share one. Where Redis has users, an
+edge's may not look: then `limited` is true, and all there is to see is who serves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from starlette.responses import Response
 from pilotfish.edge_agent.http.operations import rtt_ms
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol import inspection, metrics
-from pilotfish.protocol.errors import BrokerError
+from pilotfish.protocol.broker import EdgeBroker
+from pilotfish.protocol.errors import BrokerError, BrokerRefused
+from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import Mode
 
 FRESH_SECONDS = 0.5
@@ -29,6 +32,7 @@ class Status:
         self.service = service
         self._looking: asyncio.Task[dict[str, Any]] | None = None
         self._looked_at = float("-inf")
+        self._limited = False  # learnt at the first refusal, so that Redis' log does not fill with the others
 
     async def __call__(self, request: Request) -> Response:
         """GET /v1/status."""
@@ -69,9 +73,20 @@ class Status:
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 rtt = await rtt_ms(agent)
-                found = await inspection.look(agent.broker.redis, agent.broker.tenant)
+                found = await self._seen(agent.broker, agent.target)
         except TimeoutError:
             return {"reason": f"Redis did not answer within {LOOK_SECONDS:g} s"}
         except BrokerError as error:
             return {"reason": str(error)}
-        return {"rtt_ms": rtt, **found.as_json()}
+        return {"rtt_ms": rtt, "limited": self._limited, **found.as_json()}
+
+    async def _seen(self, broker: EdgeBroker, target: Target | None) -> inspection.Queue:
+        if not self._limited:
+            try:
+                return await inspection.look(broker.redis, broker.tenant)
+            except BrokerRefused:
+                if target is None:
+                    raise
+                self._limited = True
+        assert target is not None
+        return await inspection.who_serves(broker.redis, target.id, target.name)

@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from ablations import manifest, record, run_folder
+from pilotfish.bench.ablation.presets import PRESETS
 
 Cli = Callable[..., "CompletedProcess[str]"]
 
@@ -39,13 +40,32 @@ def test_runs_are_listed_and_compared(cli: Cli, tmp_path: Path) -> None:
         (("run", "--rtt", "fast"), "--rtt 'fast' is no list of milliseconds: write 0,20,50"),
         (("run", "--modes", "everything"), "there is no mode 'everything'"),
         (("run", "--prompts", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+        (("run", "--prompts", "broken.jsonl"), "broken.jsonl, line 2 is no JSON object"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_sentence(cli: Cli, words: tuple[str, ...], complaint: str) -> None:
+def test_what_cannot_be_is_told_in_a_sentence(cli: Cli, tmp_path: Path, words: tuple[str, ...], complaint: str) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\nbroken\n')
     ran = cli("ablate", *words)
     assert ran.returncode == 2
     assert complaint in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_own_prompts_are_measured_with_a_bar_and_a_failure_is_named(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"prompt": "one", "answer": "x", "family": "f"}, {"prompt": "far too long " * 400}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--engine", "fake", "--max-tokens", "12", "--modes", "baseline", "--seeds", "1", "--rtt", "0")
+    ran = cli("ablate", "run", "--prompts", "mine.jsonl", "--lessons", "0", "--out", "run", *words)
+    assert ran.returncode == 1, "a request failed"
+    assert "2/2 0:00:00" in ran.stderr, "how far, and the time left"
+    report = (tmp_path / "run/report.md").read_text()
+    assert "1 failure: counted as wrong answers" in report
+    assert "| baseline | 0.0 | 1 | 2 | too_long |" in report
+    assert not (tmp_path / "run/tables/cost.csv").exists()
+    assert cli("ablate", "report", "run", "--price-cloud-hour", "2.5").returncode == 0
+    assert (tmp_path / "run/tables/cost.csv").exists()
+    assert (tmp_path / "run/plots/cost.png").exists()
 
 
 @pytest.mark.slow
@@ -64,6 +84,15 @@ def test_a_quick_run_of_all_modes_on_the_demo_pair(quick: CompletedProcess[str])
         {"latency", "throughput", "rtt", "pareto", "confidence", "positions", "corrections", "wire"} <= plots <= tables
     )
     assert {"summary", "break_even"} <= tables
+    told = json.loads((folder / "manifest.json").read_text())
+    (sitting,) = told["sittings"]
+    assert {"pilotfish", "llama-cpp-python"} <= set(sitting["packages"])
+    assert len(sitting["code"].get("revision", "0" * 40)) == 40
+    assert {"cpu", "cores", "python", "load_average"} <= set(sitting)
+    for variant in PRESETS:
+        assert told["models"][variant]["draft"]["fingerprint"]
+        assert told["models"][variant]["target"]["id"]
+        assert told["settings"][variant]["mode"]
     texts = {}
     for line in (folder / "rounds.jsonl").read_text().splitlines():
         one = json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from rigs import agent, text_of
 
 from pilotfish.cli.run import _code
+from pilotfish.edge_agent.generation import Task
 
 PROGRAM = [sys.executable, "-m", "pilotfish.cli.main"]
 
@@ -45,6 +48,30 @@ def test_a_worker_ends_as_it_is_told(redis_url: str, when: str, number: signal.S
         assert worker.wait(30) == code
         assert worker.stderr
         assert "Traceback" not in worker.stderr.read()
+
+
+@pytest.mark.slow
+async def test_every_line_of_a_json_log_is_an_object_and_none_holds_a_prompt(redis_url: str) -> None:
+    words = ("worker", "--engine", "fake", "--log-format", "json", "--log-level", "info")
+    with started(*words, redis_url=redis_url, ready='"message": "worker ready: ') as process:
+        async with agent(redis_url) as running:
+            text, _ = await text_of(running, Task(tuple(b"canary-7f3a"), max_tokens=30))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr
+        lines = process.stderr.read().splitlines()
+    assert {"time", "level", "logger", "message"} <= json.loads(lines[-1]).keys()
+    assert all(json.loads(line) for line in lines)
+    assert not any("canary" in line or bytes(text).decode("latin-1") in line for line in lines)
+
+
+def test_what_ends_a_process_is_an_object_too() -> None:
+    words = ("worker", "--engine", "fake", "--log-format", "json", "--log-level", "error")
+    ended = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 3
+    (line,) = ended.stderr.splitlines()
+    told = json.loads(line)
+    assert (told["level"], told["message"][:27]) == ("error", "pilotfish: there is no Redi")
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ HTTP = HttpSpec("127.0.0.1", 17841, Access(key="k"))
 
 async def test_a_worker_tells_how_it_is(redis_url: str) -> None:
     async with worker(redis_url, http=HTTP), httpx.AsyncClient(base_url=URL) as http:
-        assert (await http.get("/health")).status_code == 401
+        for method, path in [("GET", "/metrics"), ("GET", "/health"), ("GET", "/ready"), ("POST", "/drain")]:
+            assert (await http.request(method, path)).status_code == 401
         http.headers["authorization"] = "Bearer k"
         assert (await http.get("/health")).json() == {"status": "ok", "running": 0, "engine_restarts": 0}
         await wait_until(lambda: _ready(http), "the first beat")

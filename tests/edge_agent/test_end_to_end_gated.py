@@ -13,7 +13,8 @@ from helpers import wait_until
 from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.session import Committed
 from pilotfish.protocol.messages import Sampling
 
 BUDGET = 0.1
@@ -29,6 +30,15 @@ def unsteady(running: Agent, alpha: float = 0.8) -> None:
     running.drafter = FakeDrafter(fake_target, alpha=alpha, spread=1.0)
 
 
+async def tokens_of(running: Agent, task: Task) -> tuple[list[Committed], Generation]:
+    """Run one generation to its end."""
+    generation = running.open(task)
+    try:
+        return [token async for tokens in generation.run() for token in tokens], generation
+    finally:
+        running.close(generation)
+
+
 @pytest.mark.slow
 async def test_the_gate_opens_keeps_its_budget_and_is_audited(redis_url: str) -> None:
     wrong = emitted = local = audited = 0
@@ -41,7 +51,9 @@ async def test_the_gate_opens_keeps_its_budget_and_is_audited(redis_url: str) ->
             taught += 1
             assert taught < 100, "the gate never opens"
         for number in range(1000, 1060):
-            text, generation = await text_of(running, task(number))
+            tokens, generation = await tokens_of(running, task(number, logprobs=True))
+            text = [token.id for token in tokens]
+            assert all((token.logprob is None) == (token.origin == "local") for token in tokens)
             whole = [*generation.task.prompt, *text]
             at = [p for p, one in generation.ledger.proposals.items() if one.local]
             wrong += sum(fake_target(whole[:p], p, Sampling()) != whole[p] for p in at)

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, nullcontext
 
+import httpx
 import pytest
 import redis.exceptions as rx
+from http_rigs import served
 from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, job, worker
 
 from logins import TENANTS, login, redis_with_acl
+from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol import acl, fleet, inspection, keys
 from pilotfish.protocol.broker import EdgeBroker, connect
 from pilotfish.protocol.errors import BrokerRefused
@@ -75,6 +78,21 @@ async def test_a_device_of_its_own_user_publishes_and_hears_its_replies(
         async with aclosing(edge.replies()) as replies:
             verdict = await asyncio.wait_for(anext(replies), 5)
     assert isinstance(verdict, Verdict)
+
+
+async def test_a_devices_dashboard_shows_what_its_user_may_see(redis_url: str, redis: Redis) -> None:
+    await redis.acl_log_reset()
+    async with worker(redis_url), agent(redis_url) as running, served(Service(running)) as one:
+        await one.chat(max_tokens=5)
+        async with httpx.AsyncClient(base_url=one.url) as http:
+            told = [(await http.get("/v1/status")).json()["cloud"] for _ in range(2)]
+            assert (await http.get("/ready")).json()["workers"] == 1
+    for seen in told:
+        (target,) = seen["targets"]
+        assert (seen["limited"], [peer["name"] for peer in target["workers"]]) == (True, ["w1"])
+        assert seen["rtt_ms"] > 0
+    refused = await redis.acl_log()
+    assert len(refused) <= 1, "it learns at the first refusal"
 
 
 async def test_the_operator_adds_a_tenant_and_changes_nothing_else(user: Users) -> None:

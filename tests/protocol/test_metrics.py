@@ -85,4 +85,4 @@ def test_a_beat_tells_sums_as_whole_numbers() -> None:
     metrics.TOKENS.labels("accepted").inc(2)
     told = metrics.told()
     assert int(told["accepted_tokens"]) >= 2
-    assert {"drafted_tokens", "generations", "resends"} <= told.keys()
+    assert {"drafted_tokens", "generations", "resends", "audited_tokens", "audit_disagreements"} <= told.keys()

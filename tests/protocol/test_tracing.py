@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import httpx
@@ -88,6 +90,33 @@ def test_a_header_that_is_none_begins_a_trace_of_its_own() -> None:
     kept = InMemorySpanExporter()
     with tracing.recording("test", SimpleSpanProcessor(kept)):
         assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]", tracing.Span("x", "nonsense").context)
+
+
+def test_a_collector_is_sent_what_was_recorded() -> None:
+    """Whatever listens at the endpoint: here, something that keeps the paths and bodies it is sent."""
+    got: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        answering = threading.Thread(target=server.serve_forever)
+        answering.start()
+        try:
+            with tracing.exporting("pilotfish-test", f"http://127.0.0.1:{server.server_port}/"):
+                tracing.Span("round", CALLER).end(outcome="verdict")
+        finally:
+            server.shutdown()
+            answering.join()
+    ((path, body),) = got
+    assert path == "/v1/traces"
+    assert all(word in body for word in (b"pilotfish-test", b"round", bytes.fromhex(CALLER.split("-")[1])))
 
 
 def test_without_the_sdk_the_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

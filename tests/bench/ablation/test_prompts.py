@@ -53,7 +53,7 @@ def test_it_is_told_when_lessons_had_to_be_asked_as_well(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 2 is no JSON object"),
+        ("{", "line 2 is no JSON object: Expecting property name .* at character 2"),
         ("[1]", "line 2 is no JSON object"),
         ('{"answer": "2"}', "line 2 has no prompt"),
         ('{"prompt": "  "}', "line 2 has no prompt"),
@@ -61,11 +61,22 @@ def test_it_is_told_when_lessons_had_to_be_asked_as_well(tmp_path: Path) -> None
         ('{"prompt": "a", "family": 2}', "line 2 has a family that is no text"),
         ('{"prompt": "a", "raw": "yes"}', "line 2 has a raw"),
         ('{"prompt": "a", "expected": "b"}', "line 2 has a field 'expected'"),
+        ('{"prompt": "a \\ud83d"}', "line 2 has half a surrogate pair"),
     ],
 )
 def test_a_malformed_line_is_named_by_its_number(tmp_path: Path, line: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         read(file(tmp_path, '{"prompt": "fine"}', line))
+
+
+def test_lines_are_those_an_editor_counts(tmp_path: Path) -> None:
+    """A text may hold line breaks of Unicode as they are; Windows adds a mark at the start and CR to lines."""
+    odd = "one\u2028two\x85three"
+    path = file(tmp_path, f'\ufeff{{"prompt": "{odd}"}}\r', '{"prompt": "four"}\r', "{")
+    with pytest.raises(UsageError, match="line 3 is no JSON object"):
+        read(path)
+    path.write_bytes(path.read_bytes().removesuffix(b"{\n"))
+    assert [(one.number, one.prompt) for one in read(path)] == [(1, odd), (2, "four")]
 
 
 def test_a_file_without_prompts_or_none_at_all_is_told(tmp_path: Path) -> None:

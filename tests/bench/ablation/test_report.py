@@ -109,11 +109,14 @@ def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
 
 def test_two_runs_are_compared_pair_by_pair(run: Path, tmp_path: Path) -> None:
     told = {**manifest("baseline", asked=6), "sittings": [{**SITTING, "packages": {"redis": "6"}}]}
+    told["models"]["baseline"] = {"target": {"id": "b"}}
     after = run_folder(tmp_path / "after", told, [record(prompt=p, token_ms=SLOW) for p in range(6)])
     rows, differences = compare(run, after)
     (speed,) = (row for row in rows if row["measure"] == "tokens_per_second")
     assert (speed["value"], speed["verdict"], speed["pairs"]) == (pytest.approx(0.5), "worse", 6)
-    assert differences == ['packages: {"redis": "5"} against {"redis": "6"}']
+    assert differences == [
+        'packages: {"redis": "5"} against {"redis": "6"}', 'baseline, target: {"id": "a"} against {"id": "b"}'
+    ]  # fmt: skip
 
 
 def test_runs_that_have_nothing_in_common_are_not_compared(run: Path, tmp_path: Path) -> None:

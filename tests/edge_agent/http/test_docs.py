@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 import pilotfish
 from pilotfish.edge_agent.http.app import application
+from pilotfish.edge_agent.http.bodies import NEUTRAL, WISHES, ChatBody, CompletionBody
 from pilotfish.protocol.http_guard import Access
 
 PAGE = (Path(pilotfish.__file__).parent / "docs/api.md").read_text()
@@ -26,6 +27,12 @@ async def test_the_example_runs() -> None:
         with contextlib.redirect_stdout(said):
             await asyncio.to_thread(exec, code, {})
     assert "42" in said.getvalue()
+
+
+def test_the_page_names_every_parameter_that_is_served() -> None:
+    served = ({*ChatBody.model_fields, *CompletionBody.model_fields} - NEUTRAL - {"parallel_tool_calls"}) | {*WISHES}
+    (told,) = re.findall(r"Served: (.*?)Every other parameter", PAGE, re.S)
+    assert served <= set(re.findall(r"`([a-z_]+)(?:\.[a-z_]+)?`", told))
 
 
 async def test_the_table_lists_every_route() -> None:

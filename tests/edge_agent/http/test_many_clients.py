@@ -186,6 +186,19 @@ async def test_a_deadline_that_passes_in_line_is_told() -> None:
         await wait_until(lambda: idle(one), "the first to end")
 
 
+async def test_a_draft_model_that_does_not_come_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(*prompt: Any, **how: Any) -> tuple[int, ...]:
+        await asyncio.Event().wait()
+        return ()
+
+    async with alone() as one:
+        monkeypatch.setattr(one.service.agent, "encode", hangs)
+        with pytest.raises(openai.APIStatusError) as caught:
+            await one.chat(extra_body={"pilotfish": {"deadline_ms": 50}})
+        assert (caught.value.status_code, caught.value.code) == (504, "deadline")
+        assert idle(one)
+
+
 async def collect(stream: Any, said: list[str]) -> None:
     async for chunk in stream:
         said += [chunk.choices[0].delta.content or ""]

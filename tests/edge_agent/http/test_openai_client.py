@@ -12,6 +12,8 @@ from http_rigs import MODEL, Served, alone, api
 from rigs import draws
 
 from pilotfish.cloud_worker.engines.fake import fake_logprob
+from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.http.bodies import WISHES
 from pilotfish.protocol.messages import Sampling
 
 PROMPT = tuple(b"hello")
@@ -119,6 +121,19 @@ async def test_a_token_the_target_never_saw_has_no_log_probability(both: Served)
     answer = await both.chat(logprobs=True, extra_body={"pilotfish": {"mode": "edge_only"}})
     assert {token.logprob for token in answer.choices[0].logprobs.content} == {None}
     assert answer.choices[0].pilotfish["local"] == 20
+
+
+async def test_every_wish_of_our_block_reaches_the_generation(both: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = {"mode": "gated", "max_disagreement": 0.25, "privacy": "local_only", "on_cloud_loss": "local",
+            "draft_tokens": 3, "deadline_ms": 9000}  # fmt: skip
+    begun, agent = list[Task](), both.service.agent
+    open_ = agent.open
+    monkeypatch.setattr(agent, "open", lambda task, *more: begun.append(task) or open_(task, *more))  # type: ignore[func-returns-value]
+    answer = await both.chat(logprobs=True, extra_body={"pilotfish": wish})
+    assert set(wish) == set(WISHES)
+    assert all(getattr(begun[0], name) == value for name, value in wish.items() if name != "deadline_ms")
+    assert 8000 < begun[0].deadline_ms <= 9000, "what it waited for a place is gone"
+    assert answer.choices[0].pilotfish["never_sent"] == 20
 
 
 @pytest.mark.parametrize("streams", [False, True])

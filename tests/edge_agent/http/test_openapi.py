@@ -8,11 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from http_rigs import MODEL, alone
+from http_rigs import MODEL, alone, lonely_agent, served
 from hypothesis import HealthCheck, Phase, given, settings
+from starlette.routing import Route
+
+from pilotfish.edge_agent.http.app import application
+from pilotfish.edge_agent.http.service import Service
+from pilotfish.protocol.http_guard import Access
 
 pytestmark = pytest.mark.slow  # importing schemathesis alone takes seconds, so that is done at use
 OPERATIONS = [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models/{id}")]
+PLAIN = ["/v1/models", "/v1/status", "/metrics", "/health", "/ready"]
+ENDS_IT = ("POST", "/drain")
 
 
 def checks() -> list[Any]:
@@ -71,9 +78,38 @@ def test_the_server_is_as_it_is_described(described: Any, method: str, path: str
     holds()
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/health", "/ready"])
+@pytest.mark.parametrize("path", PLAIN)
 def test_what_takes_nothing_answers_as_described(described: Any, path: str) -> None:
     described[path]["GET"].Case().call_and_validate(checks=checks(), timeout=20)
+
+
+def test_whoever_has_no_key_is_refused_as_described() -> None:
+    """In a loop of this test's own: the server of the others asks for none."""
+    import schemathesis
+
+    async def asked() -> None:
+        async with alone() as plain, served(plain.service, Access(key="k")) as one:
+            described = await asyncio.to_thread(
+                schemathesis.openapi.from_url, f"{one.url}/openapi.json", headers={"authorization": "Bearer k"}
+            )
+            for method, path in [*OPERATIONS, *(("GET", path) for path in PLAIN), ENDS_IT]:
+                case = described[path][method].Case(
+                    path_parameters={"id": MODEL}, media_type="application/json", body={}
+                )
+                answer = await asyncio.to_thread(case.call, timeout=20)
+                assert answer.status_code == 401, path
+                case.validate_response(answer, checks=[check for check in checks() if "negative" not in check.__name__])
+
+    asyncio.run(asked())
+
+
+def test_all_that_is_served_is_described_and_tried(described: Any) -> None:
+    tried = {*OPERATIONS, *(("GET", path) for path in PLAIN), ENDS_IT}
+    raw = described.raw_schema["paths"]
+    assert {(method.upper(), path) for path, operations in raw.items() for method in operations} == tried
+    app = application(Service(lonely_agent()), Access())
+    paths = {route.path.replace(":path", "") for route in app.app.app.routes if isinstance(route, Route)}  # type: ignore[attr-defined]
+    assert paths - set(raw) == {"/", "/openapi.json"}
 
 
 def test_the_description_names_the_models_served(described: Any) -> None:

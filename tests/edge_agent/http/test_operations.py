@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 import httpx
 import pytest
 from http_rigs import MODEL, alone, api, lonely_agent, served
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.routing import Route
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.http.app import application
 from pilotfish.edge_agent.http.operations import agent_operations
 from pilotfish.edge_agent.http.serve import serve_api, serve_operations, service_of
 from pilotfish.edge_agent.http.service import Service
@@ -19,6 +24,12 @@ from pilotfish.protocol.http_guard import Access
 from pilotfish.protocol.settings import Settings
 
 CANARY = "canary-7f3a"
+API: Any = application(Service(lonely_agent()), Access())
+ROUTES = {
+    route.path.replace("{id:path}", MODEL): sorted({"GET", *(route.methods or ())} - {"HEAD"})
+    for route in API.app.app.routes
+    if isinstance(route, Route)
+}
 
 
 def series() -> int:
@@ -149,6 +160,28 @@ async def test_as_settings_say_with_or_without_the_api() -> None:
             if has_api:
                 assert answer.json()["usage"]["completion_tokens"] == 3
     await agent.stop()
+
+
+@pytest.mark.parametrize("serve", [serve_api, serve_operations])
+async def test_whoever_has_no_key_gets_nothing_but_the_pages_own_file(serve: Any) -> None:
+    service = Service(lonely_agent())
+    ended: list[bool] = []
+    settings = Settings(serve_port=0, metrics_port=0, api_key="k")
+    async with (
+        serve(settings, service, lambda: ended.append(True)) as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        for path, methods in ROUTES.items():
+            for method in methods:
+                for header in ({}, {"authorization": "Bearer guess"}):
+                    answer = await http.request(method, path, headers=header)
+                    open_to_all = path == "/" and serve is serve_api
+                    assert answer.status_code == (200 if open_to_all else 401), (method, path)
+        for header in ({}, {"authorization": "Bearer guess"}):
+            with pytest.raises(InvalidStatus, match="403"):
+                await connect(url.replace("http", "ws") + "/v1/stream", additional_headers=header)
+    assert not ended
+    await service.agent.stop()
 
 
 async def test_the_key_of_the_metrics_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,21 @@ from rigs import draws
 
 from helpers import wait_until
 from pilotfish.edge_agent.http.page import FILE
+from pilotfish.protocol import metrics
 from pilotfish.protocol.http_guard import Access
+
+PANELS = {
+    "rate": r"[\d,]+", "rtt": r"\d+\.\d\d ms", "running": r"0 of 4", "depth": r"0 waiting", "oldest": r"empty",
+    "cache": r"\d+\.\d %", "budget": r".+(disagree about|audited tokens|none of them audited)",
+}  # fmt: skip
+
+
+CLIPPED = """[...document.querySelectorAll('.panel, #workers th, #workers td + td')].filter((box) => {
+    const words = document.createRange();
+    words.selectNodeContents(box);
+    return box.scrollWidth > box.clientWidth + 1 || words.getBoundingClientRect().right > innerWidth
+        || (box.matches('th, td') && words.getClientRects().length > 1);
+}).map((box) => box.textContent)"""  # wider than there is room for, or a word broken in two
 
 
 def in_browser(test: Any) -> Any:
@@ -72,7 +87,26 @@ async def test_every_token_shows_its_origin_and_corrections_are_seen(redis_url: 
         assert "confidence 0.700" in told
         await seen.until("document.getElementById('acceptance').textContent.includes('%')")
         await seen.until("document.getElementById('workers').textContent.includes('serving')")
-        assert "ms" in await seen.js("document.getElementById('rtt').textContent")
+        shown = await seen.js(
+            "Object.fromEntries(['rate', 'rtt', 'running', 'depth', 'oldest', 'cache', 'budget'].map("
+            "id => [id, document.getElementById(id).textContent]))"
+        )
+        for panel, pattern in PANELS.items():
+            assert re.fullmatch(pattern, shown[panel]), (panel, shown[panel])
+        for width in (1280, 390, 320):
+            await seen.look(width, 844, "light")
+            assert await seen.js(CLIPPED) == []
+
+
+@in_browser
+async def test_disagreement_stands_beside_its_budget(tmp_path: Path) -> None:
+    async with alone("words ") as one, page(one, tmp_path) as seen:
+        await one.chat(max_tokens=30)
+        metrics.AUDITED.inc(100)
+        metrics.AUDIT_DISAGREED.inc(1)
+        told = await seen.until("document.getElementById('budget').textContent.match(/^.* of 2.0 %, from .*/)?.[0]")
+        assert re.fullmatch(r"\d+\.\d % of 2\.0 %, from [\d,]+ audited tokens", told)
+        assert await seen.js("!document.getElementById('budget-bar').hidden")
 
 
 @in_browser

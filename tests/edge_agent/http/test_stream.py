@@ -113,6 +113,18 @@ async def test_a_client_that_leaves_ends_its_generation() -> None:
         await wait_until(lambda: not one.service.agent.generations and not one.service.calls, "its end")
 
 
+async def test_a_user_is_one_client_whichever_way_it_asks_and_its_trace_goes_on() -> None:
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with alone(token_ms=2) as one, watching(one, additional_headers={"traceparent": caller}) as socket:
+        await socket.send(json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": 3000, "user": "u"}))
+        plain = asyncio.create_task(one.chat(max_tokens=3000, user="u"))
+        calls = one.service.calls
+        await wait_until(lambda: len(calls) == 2, "both")
+        assert {call.client for call in calls} == {"user u"}
+        assert caller in {call.trace for call in calls}
+        plain.cancel()
+
+
 async def test_the_key_and_the_origin_are_asked_for_here_too() -> None:
     async with alone() as plain, served(plain.service, Access(key="k")) as one:
         with pytest.raises(InvalidStatus):
