@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Final
@@ -91,7 +91,7 @@ class Outcome:
     p99_ms: float
     in_trip: float  # rounds under way beside those being drafted, mean over time
     trip_ms: float
-    busy: dict[str, float] = field(default_factory=dict)  # part -> share of time of its busiest one
+    busy: dict[str, float] = field(default_factory=dict)  # part -> share used of what its busiest one can do
 
     @property
     def limit(self) -> str:
@@ -113,7 +113,11 @@ class Line:
 
 
 class Engine:
-    """Takes what waits into one step when it is idle."""
+    """Takes what waits into one step when it is idle.
+
+    It steps all the time as soon as a few ask, so its `busy` counts what its rounds would take in full steps: what is
+    left of its time is room.
+    """
 
     def __init__(self) -> None:
         self.waiting: deque[int] = deque()
@@ -123,9 +127,8 @@ class Engine:
     def begin(self, costs: Costs) -> float:
         """Begin a step over what waits; how long it takes."""
         self.running = [self.waiting.popleft() for _ in range(min(costs.batch, len(self.waiting)))]
-        ms = costs.step_ms + costs.row_ms * costs.rows * len(self.running)
-        self.busy += ms
-        return ms
+        self.busy += len(self.running) * costs.engine_ms(costs.batch)
+        return costs.step_ms + costs.row_ms * costs.rows * len(self.running)
 
 
 def background(costs: Costs, fleet: Fleet) -> float:
@@ -232,7 +235,9 @@ class _Play:
     # --- what it came to -----------------------------------------------------------------------------------------
 
     def _busy(self) -> dict[str, list[float]]:
-        lines = {"redis": self.redis, "worker": self.workers, "engine": self.engines, "host": [self.host]}
+        lines: dict[str, Sequence[Line | Engine]] = {
+            "redis": self.redis, "worker": self.workers, "engine": self.engines, "host": [self.host],
+        }  # fmt: skip
         return {part: [one.busy for one in them] for part, them in lines.items()}
 
     def _outcome(self, ms: float, before: dict[str, list[float]]) -> Outcome:

@@ -22,7 +22,7 @@ fleets = st.tuples(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(some, fleets, st.integers(0, 99))
 def test_the_laws_of_queues_hold(costs: Costs, fleet: Fleet, seed: int) -> None:
     found = simulate(costs, fleet, seed)

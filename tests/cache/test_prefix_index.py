@@ -240,7 +240,7 @@ async def test_no_epoch_comes_twice_while_something_is_left_of_the_first(index: 
     left = await redis.hkeys(keys.index_gone(TARGET))  # type: ignore[misc]
     assert left == [f"{old.epoch}:w1".encode()]
     soon = {f"{seconds * 1000 + ms}:w1": 4 for ms in range(4_000)}
-    await redis.hset(keys.index_gone(TARGET), mapping=soon)  # type: ignore[misc,arg-type]
+    await redis.hset(keys.index_gone(TARGET), mapping=soon)  # type: ignore[misc]
     share = await worker(index, "w1", NAMES[:7])
     assert f"{share.epoch}:w1" not in soon
     while await index.reap():

@@ -341,7 +341,7 @@ def without(script: str, *lines: tuple[str, str]) -> type[PrefixIndex]:
         async def _run(self, asked: str, names: Sequence[str], *args: Any) -> Any:
             if asked is not script:
                 return await super()._run(asked, names, *args)
-            return await self.redis.eval(broken, len(names), *names, *args)  # type: ignore[no-untyped-call,misc]
+            return await self.redis.eval(broken, len(names), *names, *args)  # type: ignore[misc]
 
     return Broken
 
