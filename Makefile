@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast chaos lint types bench fuzz lock clean
+.PHONY: help setup demo test test-fast chaos nightly lint types bench fuzz lock clean
 
 PACKAGES := protocol cache edge_agent cloud_worker cli bench demo
 
@@ -21,9 +21,11 @@ test: setup lint types  ## every test, llama.cpp and vLLM in processes of their 
 test-fast: setup  ## under a minute: no engine, no torch, nothing slow
 	@.venv/bin/python -m pytest -q -n 3 --dist worksteal -m "not slow and not llamacpp and not vllm and not torch"
 
-chaos: setup  ## the nightly: state machines for >= 10,000 steps each, 20,000 rounds while everything breaks
+chaos: setup  ## state machines for >= 10,000 steps each, 200 killed workers, 20,000 rounds while everything breaks
 	@CHAOS=nightly .venv/bin/python -m pytest -q --timeout 1800 tests/chaos -m "not llamacpp"
 	@.venv/bin/pilotfish bench chaos
+
+nightly: chaos fuzz  ## what takes too long for every change: chaos and a million hostile inputs
 
 lint: setup  ## ruff: rules and format
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet .

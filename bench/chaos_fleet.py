@@ -171,10 +171,11 @@ class Fleet:
 
     async def _tell(self, *command: Any) -> None:
         async with self._connect() as redis:
-            await redis.execute_command(*command)
+            await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def _connect(self) -> Redis:
-        return Redis.from_url(self.server.url, socket_timeout=5)
+        client: Redis = Redis.from_url(self.server.url, socket_timeout=5)
+        return client
 
     async def _send(self, what: Callable[[Redis, random.Random], Coroutine[Any, Any, None]], noise: int) -> None:
         with suppress(rx.RedisError, OSError):  # it may be away just now

@@ -18,6 +18,7 @@ NAMES: Final[dict[str, str]] = {
     "routing": "pilotfish.bench.routing:run",
     "control": "pilotfish.bench.control:run",
     "gate": "pilotfish.bench.gate:run",
+    "fleet": "pilotfish.bench.fleet:run",
     "chaos": "pilotfish.bench.chaos:run",
     "soak": "pilotfish.bench.soak:run",
 }
@@ -31,6 +32,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "index": "the prefix index: memory, lookups and dead workers, against llm-d's and AIBrix's layouts",
     "routing": "sessions sent where their prefix is cached, against least-loaded routing and an oracle",
     "control": "the stop rule and pipelining against every fixed draft length, replayed and live",
+    "fleet": "10 to 100,000 edges by simulation from measured costs: where each part saturates, what to shard first",
     "chaos": "texts stay right while workers, agents, Redis and messages are killed, stopped, cut off and doubled",
     "soak": "memory, descriptors, metric series and keys after N minutes of steady load",
 }

@@ -60,6 +60,7 @@ if old[1] then
   redis.call('HSET', KEYS[3], old[1] .. ':' .. ARGV[1], old[2])
   redis.call('PEXPIRE', KEYS[3], ARGV[5])
 end
+while redis.call('HEXISTS', KEYS[3], epoch .. ':' .. ARGV[1]) == 1 do epoch = epoch + 1 end
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'epoch', epoch, 'buckets', ARGV[2], 'rate', ARGV[3], 'seq', 0, 'blocks', 0, 'queued', 0)
 redis.call('ZADD', KEYS[1], now + ARGV[4], ARGV[1])

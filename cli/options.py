@@ -65,6 +65,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "kv_cache_gb": (float, "memory of the target's KV cache"),
     "compiled": (bool, "compile the target (vLLM): faster rounds, the first start takes a minute"),
     "engine_threads": (int, "CPU threads of the target; unset: by cores"),
+    "engine_args": (str, "more of vLLM's EngineArgs, as a JSON object; see docs/fleet.md"),
     "tenant_mb": (int, "MB of Redis that one tenant may fill; more is removed"),
     "routing": (
         str,
@@ -93,7 +94,7 @@ DRAFT = (
 )  # fmt: skip
 TARGET = (
     "engine", "target_model", "dtype", "draft_max", "max_sessions", "kv_cache_gb", "compiled", "engine_threads",
-    "routing", "cache_key",
+    "engine_args", "routing", "cache_key",
 )  # fmt: skip
 TENANTS = ("tenant_mb",)
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")

@@ -109,15 +109,16 @@ class EngineProcess:
         """Ask by closing its connection, then kill by pid."""
         if self._writer:
             self._writer.close()
-            with suppress(ConnectionError):
-                await self._writer.wait_closed()
-            self._writer = None
         if self._child and self._child.returncode is None:
             try:
                 await asyncio.wait_for(self._child.wait(), STOP_SECONDS)
             except TimeoutError:
                 self._child.kill()
                 await self._child.wait()
+        if self._writer:  # only now: one that hung would not have read what was left to say
+            with suppress(ConnectionError):
+                await self._writer.wait_closed()
+            self._writer = None
         for task in (self._watch, self._pump):
             if task:
                 task.cancel()

@@ -20,6 +20,10 @@ from pilotfish.protocol.settings import Settings
 def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpec:
     """Everything `worker.run` wants."""
     engine = choose_engine(settings.engine)
+    if settings.engine_args and engine != "vllm":
+        raise ModelError(
+            f"--engine-args are vLLM's, and the {engine} engine has none: leave them out, or --engine vllm"
+        )
     spec = EngineSpec(
         engine=engine,
         model=str(target_path(settings, engine)),
@@ -32,6 +36,7 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         resident=settings.kv_reuse,
         prefix_cache=settings.kv_reuse,
         compiled=settings.compiled,
+        engine_args=settings.engine_args or "",
         cores=settings.cores or "",
     )
     key = settings.cache_key.get_secret_value() if settings.cache_key else ""

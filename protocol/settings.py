@@ -129,6 +129,7 @@ class Settings(BaseModel):
         False, description="compile the target (vLLM): faster rounds, the first start takes a minute"
     )
     engine_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the target; unset: by cores")
+    engine_args: str | None = Field(None, description="more of vLLM's EngineArgs, as a JSON object; see docs/fleet.md")
     tenant_mb: int = Field(256, ge=1, le=1_000_000, description="MB of Redis that one tenant may fill; more is removed")
 
     routing: Literal["prefix", "load", "off"] = Field(

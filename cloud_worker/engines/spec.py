@@ -20,7 +20,7 @@ class EngineSpec:
     """Which engine to open, on what. `cores` (as in "0,1") binds the child; empty leaves it where it is.
 
     An engine that has work and says nothing for `silence_seconds` hangs, and is killed. The fake engine's `model` is
-    its switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3".
+    its switches, as in "step_ms=20,flip_rate=0.01,flip_seed=3"; `engine_args` are vLLM's (`vllm_args.py`).
     """
 
     engine: str
@@ -34,6 +34,7 @@ class EngineSpec:
     resident: bool = True  # sessions keep their KV between rounds
     prefix_cache: bool = True  # and what they leave behind serves others
     compiled: bool = False  # vLLM: faster rounds, a slower start
+    engine_args: str = ""
     cores: str = ""
     silence_seconds: float = 120.0
 
@@ -62,7 +63,7 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 
         vocabulary = read_vocabulary(Path(spec.model))
-        for name in ("dtype", "kv_cache_gb", "resident", "prefix_cache", "compiled"):
+        for name in ("dtype", "kv_cache_gb", "resident", "prefix_cache", "compiled", "engine_args"):
             limits[name] = getattr(spec, name)
         return VllmVerifier(Path(spec.model), **limits), vocabulary
     raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")

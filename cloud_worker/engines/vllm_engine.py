@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pilotfish.cloud_worker.engines import vllm_kv_events, vllm_start
+from pilotfish.cloud_worker.engines import vllm_args, vllm_kv_events, vllm_start
 from pilotfish.cloud_worker.engines.base import (
     EngineInfo,
     KvChange,
@@ -123,19 +123,24 @@ class VllmVerifier(Verifier):
         resident: bool = True,
         prefix_cache: bool = True,
         compiled: bool = False,
+        engine_args: str = "",
     ) -> None:
         """Load `model_dir` (Hugging Face layout, safetensors). `kv_blocks` replaces `kv_cache_gb` (tests).
 
         Without `resident` every round is a request of its own; without `prefix_cache` it computes all of its prefix.
         With `compiled` vLLM compiles the model (CPU) or captures graphs (GPU) at start, which other numbers come from.
 
+        `engine_args` (`vllm_args.py`) come on top.
+
         Raises EngineError when vLLM is missing or another version, ModelError when the model cannot be served.
         """
         distribution = vllm_start.installed()
         vllm_start.check_model(model_dir, context)
+        extra = vllm_args.read(engine_args)
         max_model_len = vllm_start.whole_blocks(context + draft_max + 1)
         self._core = vllm_start.start_core(
             threads,
+            extra,
             model=str(model_dir),
             dtype=dtype,
             max_model_len=max_model_len,
@@ -162,7 +167,7 @@ class VllmVerifier(Verifier):
             engine="vllm",
             version=vllm_start.VERSION,
             fingerprint=vllm_start.fingerprint(
-                model_dir, dtype, f"{distribution} {vllm_start.VERSION}{' compiled' * compiled}"
+                model_dir, dtype, f"{distribution} {vllm_start.VERSION}{' compiled' * compiled}{vllm_args.mark(extra)}"
             ),
             vocab_size=self._core.vllm_config.model_config.get_vocab_size(),
             context=context,

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -75,8 +76,8 @@ def check_model(model_dir: Path, context: int) -> None:
         raise ModelError(f"{model_dir.name} ends at {positions} positions: lower the context from {context}")
 
 
-def start_core(threads: int, **settings: Any) -> EngineCore:
-    """An engine core in this process. Raises ModelError with vLLM's own reason."""
+def start_core(threads: int, extra: Mapping[str, Any], **settings: Any) -> EngineCore:
+    """An engine core in this process; `extra` are an operator's own arguments. Raises ModelError with vLLM's reason."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -85,18 +86,23 @@ def start_core(threads: int, **settings: Any) -> EngineCore:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's and torch's own deprecations, while they load
         try:
-            return _engine_core(threads, **settings)
+            return _engine_core(threads, extra, **settings)
         except (ValueError, OSError, RuntimeError) as error:
             raise ModelError(f"vLLM cannot serve {settings['model']}: {error}") from error
 
 
-def _engine_core(threads: int, num_speculative_tokens: int, **settings: Any) -> EngineCore:
+def _engine_core(threads: int, extra: Mapping[str, Any], num_speculative_tokens: int, **settings: Any) -> EngineCore:
     """As vllm/v1/engine/llm_engine.py from_engine_args and core_client.py InprocClient make it."""
     import torch
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor import Executor
 
+    if unknown := sorted(extra.keys() - {field.name for field in fields(EngineArgs)}):
+        names = ", ".join(unknown)
+        raise ModelError(
+            f"vLLM {VERSION} has no engine argument {names}: --engine-args takes the fields of its EngineArgs"
+        )
     torch.set_num_threads(threads)
     config = EngineArgs(
         skip_tokenizer_init=True,
@@ -117,6 +123,7 @@ def _engine_core(threads: int, num_speculative_tokens: int, **settings: Any) -> 
         disable_log_stats=True,
         use_tqdm_on_load=False,
         **settings,
+        **extra,
     ).create_engine_config()
     return EngineCore(config, Executor.get_class(config), log_stats=False)
 

@@ -231,6 +231,23 @@ async def test_the_dead_are_removed_in_bounded_pieces(index: PrefixIndex, redis:
     assert await hits(index, NAMES) == {"w2": 30}
 
 
+async def test_no_epoch_comes_twice_while_something_is_left_of_the_first(index: PrefixIndex, redis: Redis) -> None:
+    """Redis' clock was set back, or a name was registered many times in one millisecond."""
+    old = await worker(index, "w1", NAMES)
+    await index.leave(old)
+    await index.reap(1)
+    seconds, _ = await redis.time()
+    left = await redis.hkeys(keys.index_gone(TARGET))  # type: ignore[misc]
+    assert left == [f"{old.epoch}:w1".encode()]
+    soon = {f"{seconds * 1000 + ms}:w1": 4 for ms in range(4_000)}
+    await redis.hset(keys.index_gone(TARGET), mapping=soon)  # type: ignore[misc]
+    share = await worker(index, "w1", NAMES[:7])
+    assert f"{share.epoch}:w1" not in soon
+    while await index.reap():
+        pass
+    assert await hits(index, NAMES) == {"w1": 7}
+
+
 async def test_what_a_restart_left_is_removed_too(index: PrefixIndex, redis: Redis) -> None:
     old = await worker(index, "w1", NAMES)
     await worker(index, "w1", NAMES[:7])

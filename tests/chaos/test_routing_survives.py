@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, job, text_of, worker, worker_process
 
 from helpers import wait_until
+from nightly import NIGHTLY
 from pilotfish.cache.block_hash import block_hashes, short
 from pilotfish.cache.prefix_index import PrefixIndex, buckets_for
 from pilotfish.cloud_worker.salts import Salts
@@ -26,7 +27,7 @@ from pilotfish.protocol.messages import Sampling
 BLOCK = 16
 CACHING = f"kv_blocks=2000,block_size={BLOCK}"
 PREFIX = [n % 251 for n in range(10 * BLOCK)]
-KILLS = int(os.environ.get("NIGHTLY_KILLS", "20"))  # 200 at night
+KILLS = 200 if NIGHTLY else 20
 BATCH = 5
 
 

@@ -141,12 +141,15 @@ async def test_an_idle_child_is_not_taken_for_a_hung_one() -> None:
         await engine.stop()
 
 
-async def test_stopping_leaves_no_child_even_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unread_bytes", [0, 1 << 22])
+async def test_stopping_leaves_no_child_even_one_that_hangs(unread_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it waited for until it has read what it was sent: it never will."""
     monkeypatch.setattr("pilotfish.cloud_worker.engine_process.STOP_SECONDS", 0.2)
     engine = await opened()
     pid = engine_child()
     os.kill(pid, signal.SIGSTOP)
-    await engine.stop()
+    await engine.forget("s" * unread_bytes)
+    await asyncio.wait_for(engine.stop(), 5)
     assert _gone(pid)
     await engine.stop()
 

@@ -337,7 +337,7 @@ async def test_the_last_word_is_heard_though_the_prompt_is_gone_by_then(redis: R
         await edge.drop_prompt(taken.entry_id)
         return await look(*asked)
 
-    shell._kept = last_word_first  # type: ignore[method-assign]
+    shell._kept = last_word_first  # type: ignore[method-assign,assignment]
     assert await asyncio.wait_for(following, 3) == ["finished"]
 
 
