@@ -19,6 +19,7 @@ NAMES: Final[dict[str, str]] = {
     "control": "pilotfish.bench.control:run",
     "gate": "pilotfish.bench.gate:run",
     "chaos": "pilotfish.bench.chaos:run",
+    "load": "pilotfish.bench.load:run",
     "soak": "pilotfish.bench.soak:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
@@ -32,6 +33,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "routing": "sessions sent where their prefix is cached, against least-loaded routing and an oracle",
     "control": "the stop rule and pipelining against every fixed draft length, replayed and live",
     "chaos": "texts stay right while workers, agents, Redis and messages are killed, stopped, cut off and doubled",
+    "load": "256 edges on one Redis: overhead, growth with workers, overload, and a flood from one tenant",
     "soak": "memory, descriptors, metric series and keys after N minutes of steady load",
 }
 

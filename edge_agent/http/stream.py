@@ -28,6 +28,7 @@ from pilotfish.edge_agent.http import bodies, events
 from pilotfish.edge_agent.http.answers import usage
 from pilotfish.edge_agent.http.calls import Call
 from pilotfish.edge_agent.http.faults import fault
+from pilotfish.edge_agent.http.routes import bearer_of
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.writer import Correction, Drafted, Written
 from pilotfish.protocol.broker import end_tasks
@@ -79,7 +80,7 @@ class Talk:
         if asked.choices * len(asked.prompts) != 1:
             raise UsageError("a stream has one answer: leave n out, and send one prompt", param="n")
         client = asked.user or (self.socket.client.host if self.socket.client else "")
-        return Call(self.service, asked, client)
+        return Call(self.service, asked, client, bearer=bearer_of(self.socket))
 
     async def _answer(self, call: Call) -> None:
         """Speak, while listening for a cancel; whoever ends first ends the other."""

@@ -70,7 +70,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.engine = ManualEngine()
-        self.verification = Verification(self.engine, "w1", lambda: 3)
+        self.verification = Verification(self.engine, "w1", lambda tenant: 3)
         self.answers: dict[str, list[tuple[Any, bool]]] = {}
         self.finished: list[str] = []
 
