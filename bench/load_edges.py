@@ -1,4 +1,4 @@
-"""The edges of `bench load`, hundreds in one process: raw commands, messages of real form, a connection for each reader.
+"""The edges of `bench load`, hundreds in one process: raw commands, messages of real form, a connection each.
 
 An edge sends a session's round, waits for its answer, thinks for as long as drafting would take, and sends the next;
 a refused one pauses first. A flood sends at its own rate, whatever comes back. A job carries its whole prefix and a
