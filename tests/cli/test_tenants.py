@@ -6,12 +6,14 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis as sync_redis
 import redis.exceptions as rx
 from rigs import TARGET, job, worker
 
+import pilotfish
 from helpers import wait_until
 from logins import login, redis_with_acl
 from pilotfish.cli.main import run_command
@@ -110,3 +112,13 @@ def test_who_may_not_make_users_is_told(
 ) -> None:
     monkeypatch.setenv("REDIS_URL", login(redis_url, "acme+agent"))
     assert "refuses this user" in tenants(capsys, "add", "more", code=3)[1]
+
+
+def test_the_commands_in_the_docs_run(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(pilotfish.__file__).parent / "docs/tenants.md").read_text()
+    (block,) = re.findall(r"```console\n(.*?)```", page, re.S)
+    commands = re.findall(r"^\$ pilotfish tenants (.*)$", block, re.M)
+    assert len(commands) == 4
+    for command in commands:
+        tenants(capsys, *command.split())
+    assert _granted(redis_url)["acme"].startswith("weight=2 rows_per_second=4000 tokens_in_flight=200000")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from http_rigs import Served, alone, api, served
 from websockets.asyncio.client import connect
 
+import pilotfish
 from pilotfish.edge_agent.http import profiles
 from pilotfish.edge_agent.http.profiles import Bearer, Keyring, Profile
 from pilotfish.edge_agent.http.serve import serve_api
@@ -154,3 +156,9 @@ def test_a_bucket_fills_with_time() -> None:
     bearer.take()
     with pytest.raises(Overloaded):
         bearer.take()
+
+
+def test_the_example_in_the_docs_is_read(tmp_path: Path) -> None:
+    page = (Path(pilotfish.__file__).parent / "docs/tenants.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    profiles.read(written(tmp_path, example, 0o644))
