@@ -48,7 +48,7 @@ async def test_silence_saves_up_a_second_and_no_more(redis: Redis) -> None:
     await usage.settle(0)
     await redis.hset(keys.use(TARGET, "acme"), ":at", "1")  # type: ignore[misc]  # an hour ago, and more
     await usage.settle(0)
-    usage.begin("acme", 200, 1)
+    usage.begin("acme", 300, 1)
     assert usage.over("acme")
 
 
