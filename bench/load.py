@@ -143,17 +143,20 @@ async def _counted(bench: Bench, tenants: Sequence[Tenant], seconds: float) -> d
     await asyncio.sleep(WARM_UP_SECONDS)
     for tenant in tenants:
         tenant.begin()
-    before, since = bench.cpu(), time.monotonic()
+    before, done, since = bench.cpu(), _verdicts(tenants), time.monotonic()
     await asyncio.sleep(seconds)
-    lasted, after = time.monotonic() - since, bench.cpu()
-    answered = sum(tenant.seen.codes["verdict"] for tenant in tenants)
+    lasted, after, answered = time.monotonic() - since, bench.cpu(), _verdicts(tenants) - done
     used = {name: after[name] - before[name] for name in after}
     return {
         "jobs_per_second": round(answered / lasted, 1),
-        "jobs_per_redis_core": round(answered / used["redis"], 1),
+        "jobs_per_redis_core": round(answered / max(0.01, used["redis"]), 1),
         "cpu_ms_per_job": {name: round(1000 * spent / max(1, answered), 4) for name, spent in used.items()},
         "cores_busy": round(sum(used.values()) / lasted, 2),
     }
+
+
+def _verdicts(tenants: Sequence[Tenant]) -> int:
+    return sum(tenant.answered["verdict"] for tenant in tenants)
 
 
 # --- phases --------------------------------------------------------------------------------------------------
@@ -191,9 +194,17 @@ async def _overload(seconds: float) -> dict[str, Any]:
         await _settled(list(tenants.values()))
         left = bench.control.xlen(keys.jobs(TARGET, "large"))
     shown = {name: _fate(tenant, offered[name]) for name, tenant in tenants.items()}
-    starved = sum(fate["verdict"] < 0.8 * min(fate["sent"], seconds * capacity / 3) for fate in shown.values())
+    share = _verdicts(list(tenants.values())) / len(tenants)
+    starved = sum(fate["verdict"] < 0.8 * min(0.9 * fate["sent"], share) for fate in shown.values())
     unanswered = sum(tenant.owed for tenant in tenants.values())
-    about = {"capacity_per_second": capacity, "starved": starved, "unanswered": unanswered, "left_in_stream": left}
+    about = {
+        "offered_over_capacity": 2.0,
+        "capacity_per_second": capacity,
+        "equal_share": round(share, 1),
+        "starved": starved,
+        "unanswered": unanswered,
+        "left_in_stream": left,
+    }
     return {**about, "tenants": shown}
 
 

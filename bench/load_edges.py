@@ -113,6 +113,7 @@ class Edge:
             return
         seconds, seen = perf_counter() - sent[0], sent[1]
         code = message.get("code", "verdict")
+        self.tenant.answered[code] += 1
         seen.codes[code] += 1
         if code == "verdict":
             seen.latency.append(seconds)
@@ -137,6 +138,7 @@ class Tenant:
         self.name, self.think, self.jobs = name, think, keys.jobs(TARGET, name)
         self.edges = [Edge(self, number) for number in range(edges)]
         self.seen, self.running = Seen(), False
+        self.answered: Counter[str] = Counter()  # by code, since it was opened
 
     async def open(self, url: str) -> None:
         """Connect every edge."""

@@ -26,6 +26,7 @@ from pilotfish.protocol.usage import Usage
 from pilotfish.protocol.wire import entries
 
 TENANTS_MAX: Final = (keys.STREAMS_MAX - 1) // 2  # of one read: two streams each, and what peers passed on
+AT_ONCE: Final = 16  # jobs of one pick-up, where there are several tenants: what one has sent holds up no other
 LEFT_OUT_MS: Final = 50  # a wait that leaves tenants out ends so soon
 
 #: take(KEYS: what was passed on, if ARGV[4] is 1, then two streams a tenant; ARGV: group, consumer, how many, 1 or 0,
@@ -87,6 +88,8 @@ class PickUp(Answers):
         if found := self._found():
             return found
         tenants = self._with_room(count)
+        if len(self.tenants) > 1:
+            count = min(count, AT_ONCE)
         if len(tenants) < len(self.tenants):
             block_ms = min(block_ms, LEFT_OUT_MS)
         if not tenants and not passed_on:
@@ -191,7 +194,8 @@ class PickUp(Answers):
 
     async def _wait(self, tenants: list[str], count: int, block_ms: int, passed_on: bool) -> list[Delivery]:
         """One read, or where the streams are too many for one, as many as it takes; the first to find something."""
-        share = max(1, count // (2 * len(tenants) + 1))
+        metered = any(self.usage.quota(tenant).limited for tenant in tenants)  # one by one, or they would run up debts
+        share = 1 if metered else max(1, count // (2 * len(tenants) + 1))
         if len(self.tenants) <= TENANTS_MAX and not self._readers:
             return await self._read(tenants, share, block_ms, passed_on)
         groups: dict[int, list[str]] = {0: []} if passed_on else {}

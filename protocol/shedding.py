@@ -1,10 +1,10 @@
 """What a worker refuses when more is asked than is served: stale and expired jobs, then the newest of the largest.
 
-A tenant's jobs wait in its own streams. When the oldest of them has waited longer than PATIENCE_MS, those go first that
-nobody waits for any more; then, of the tenant with most waiting for its weight, the newest: they would wait longest.
-Each gets a typed answer that says "try again" (`overloaded`), long before its edge's timer. How many go follows from
-Little's law: n jobs, the oldest of age a, leave at n / a; what that rate serves within PATIENCE_MS stays. Knows streams
-and messages; the engine's queue is its own business.
+A tenant's jobs wait in its own streams. Where the newest would wait longer than PATIENCE_MS, those go first that nobody
+waits for any more; then, of the tenant with most waiting for its weight, the newest. Each gets a typed answer that says
+"try again" (`overloaded`), long before its edge's timer. How many go is Little's law: n jobs whose oldest is a ms old
+came at n / a, and leave at v times that, v being how fast the age of the queue's head advances: 1 in a queue that
+stands, less in one that grows. What leaves within PATIENCE_MS may wait. Knows streams and messages; not the engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from pilotfish.protocol.messages import Refusal, RefusalCode, ScoreJob, ToWorker
 
 PATIENCE_MS: Final = 1_000  # an edge sends a round again after five times that
 SHED_MAX: Final = 256  # refused in one sweep
-SHED_AT_ONCE: Final = 16  # then whoever waits for the event loop has its turn
+DECODED_AT_ONCE: Final = 8
+SHED_AT_ONCE: Final = 4  # then whoever waits for the event loop has its turn
+_MEMORY: Final = 0.5  # of the newest look in a queue's pace
 OLD_MAX: Final = 64  # looked at for stale and expired ones, of one stream
 
 #: depths(KEYS: streams; ARGV: group) -> for each: jobs nobody has taken, id of the oldest of them or ""
@@ -61,18 +63,22 @@ return 1
 
 @dataclass(slots=True)
 class Depth:
-    """What waits of one tenant: how many jobs, how old the oldest is, and in which streams from which id on."""
+    """What waits of one tenant: how many jobs, how old the oldest is, and in which streams from which id on.
+
+    `pace`: ms by which the oldest one's time of arrival advances in a ms.
+    """
 
     waiting: int = 0
     oldest_ms: int = 0
+    pace: float = 1.0
     since: dict[str, str] = field(default_factory=dict)
 
     @property
     def surplus(self) -> int:
-        """Jobs beyond those that will be served while they are younger than PATIENCE_MS; one may always wait."""
-        if self.oldest_ms <= PATIENCE_MS:
-            return 0
-        return self.waiting - max(1, int(self.waiting * PATIENCE_MS / self.oldest_ms))
+        """Jobs beyond those that will be served within PATIENCE_MS; one may always wait."""
+        if self.oldest_ms <= PATIENCE_MS / 2:
+            return 0  # too soon to say
+        return max(0, self.waiting - max(1, int(self.waiting * self.pace * PATIENCE_MS / self.oldest_ms)))
 
 
 def whom(depths: Mapping[str, Depth], weight: Callable[[str], float], most: int) -> dict[str, int]:
@@ -95,6 +101,9 @@ class Shedding:
         self.ingress = ingress
         self._depths = ingress.redis.register_script(DEPTHS)
         self._refuse = ingress.redis.register_script(REFUSE)
+        self._heads: dict[
+            str, tuple[int, int, float]
+        ] = {}  # tenant -> when its oldest came, when that was so, its pace
 
     async def shed(self, *, full: bool) -> int:
         """Once in a sweep; one that is `full` reads nothing, so it looks at everyone. Returns how many went."""
@@ -103,10 +112,21 @@ class Shedding:
         if not waiting:
             return 0
         depths = await self.depths(waiting)
+        self._note_pace(depths)
         shed = 0
         for tenant, count in whom(depths, ingress.shares.weight, SHED_MAX).items():
             shed += await self._shed(tenant, depths[tenant], count)
         return shed
+
+    def _note_pace(self, depths: Mapping[str, Depth]) -> None:
+        """How fast each queue's head has advanced since the last look, smoothed."""
+        now, before, self._heads = self.ingress.now_ms(), self._heads, {}
+        for tenant, depth in depths.items():
+            came = now - depth.oldest_ms
+            if tenant in before and now > before[tenant][1]:
+                was, at, pace = before[tenant]
+                depth.pace = pace + _MEMORY * (min(1.0, max(0.0, (came - was) / (now - at))) - pace)
+            self._heads[tenant] = came, now, depth.pace
 
     async def depths(self, tenants: Iterable[str]) -> dict[str, Depth]:
         """What waits of these, in the streams that are ours to look after."""
@@ -160,7 +180,13 @@ class Shedding:
             for entry_id, fields in entries
         }
         inorder = sorted(found.values(), key=lambda delivery: tuple(map(int, delivery.entry_id.split("-"))))
-        return [(delivery, job) for delivery in inorder if (job := _job(delivery))]
+        jobs = []
+        for place, delivery in enumerate(inorder):
+            if job := _job(delivery):
+                jobs.append((delivery, job))
+            if place % DECODED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return jobs
 
     def _sentence(self, tenant: str, depth: Depth) -> str:
         why = self.ingress.usage.over(tenant)
