@@ -6,7 +6,7 @@ import redis
 
 from pilotfish.protocol import keys
 
-FOR_EVER = {keys.TENANTS, keys.TARGETS}
+FOR_EVER = {keys.TENANTS, keys.QUOTAS, keys.TARGETS}
 
 
 def ownerless(client: redis.Redis) -> list[str]:

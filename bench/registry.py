@@ -20,6 +20,7 @@ NAMES: Final[dict[str, str]] = {
     "gate": "pilotfish.bench.gate:run",
     "fleet": "pilotfish.bench.fleet:run",
     "chaos": "pilotfish.bench.chaos:run",
+    "load": "pilotfish.bench.load:run",
     "soak": "pilotfish.bench.soak:run",
 }
 SUMMARIES: Final[dict[str, str]] = {
@@ -34,6 +35,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "control": "the stop rule and pipelining against every fixed draft length, replayed and live",
     "fleet": "10 to 100,000 edges by simulation from measured costs: where each part saturates, what to shard first",
     "chaos": "texts stay right while workers, agents, Redis and messages are killed, stopped, cut off and doubled",
+    "load": "256 edges on one Redis: overhead, growth with workers, overload, and a flood from one tenant",
     "soak": "memory, descriptors, metric series and keys after N minutes of steady load",
 }
 

@@ -27,6 +27,7 @@ from pilotfish.cli import (
     queue,
     run,
     submit,
+    tenants,
     top,
 )
 from pilotfish.cli.options import Help
@@ -56,6 +57,7 @@ app.add_typer(cache.app, name="cache")
 cache_index.join(cache.app)
 app.add_typer(models.app, name="models")
 app.command()(acl.acl)
+app.add_typer(tenants.app, name="tenants")
 app.command()(calibrate.calibrate)
 app.command()(bench.bench)
 app.add_typer(ablate.app, name="ablate")

@@ -52,6 +52,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "serve_host": (str, "address to serve HTTP on; any but this machine's own wants a key"),
     "serve_port": (int, "port of the API; 0 takes a free one"),
     "api_key": (str, "key that every request must bring; unset: none"),
+    "keys_file": (str, "keys of others and their profiles (TOML); unset: none"),
     "metrics_key": (str, "key of /metrics alone; unset: the API's"),
     "allowed_hosts": (str, "host names served besides localhost, as in box,box.lan"),
     "serve_requests": (int, "generations the API runs at a time"),
@@ -99,7 +100,7 @@ TARGET = (
 TENANTS = ("tenant_mb",)
 MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
 ACCESS = ("serve_host", "api_key", "metrics_key", "allowed_hosts", "metrics_port")
-SERVE = (*ACCESS, "serve_port", "serve_requests", "serve_waiting")
+SERVE = (*ACCESS, "keys_file", "serve_port", "serve_requests", "serve_waiting")
 TRACE = ("log_format", "otlp_endpoint")
 
 #: a command's own flag for data in JSON

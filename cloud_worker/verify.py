@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -95,7 +95,7 @@ class Verification:
     """Turns jobs into verdicts, for every session this worker serves."""
 
     def __init__(
-        self, engine: Engine, worker: str, credit: Callable[[], int], salt: Callable[[str], str] = lambda tenant: ""
+        self, engine: Engine, worker: str, credit: Callable[[str], int], salt: Callable[[str], str] = lambda tenant: ""
     ) -> None:
         self.engine, self.worker, self.credit, self.salt = engine, worker, credit, salt
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
@@ -113,11 +113,11 @@ class Verification:
                     raise Refused("cancelled", CANCELLED)
                 await self._in_turn(ticket, known, answer)
         except Refused as refused:
-            await answer(self._refusal(ticket.job, refused.code, str(refused)), True)
+            await answer(self._refusal(ticket, refused.code, str(refused)), True)
         except RequestRefused as error:
-            await answer(self._refusal(ticket.job, "bad_request", str(error)), True)
+            await answer(self._refusal(ticket, "bad_request", str(error)), True)
         except (EngineError, ModelError) as error:  # the latter from a restart that found the model gone
-            await answer(self._refusal(ticket.job, "engine_failed", str(error)), True)
+            await answer(self._refusal(ticket, "engine_failed", str(error)), True)
 
     async def cancel(self, tenant: str, agent: str, session: str, *, close: bool) -> None:
         """Stop what runs or waits for a session; with `close`, forget it too."""
@@ -130,6 +130,11 @@ class Verification:
         if close:
             self.known.pop((tenant, agent, session), None)
             await self.engine.forget(_engine_session(tenant, agent, session))
+
+    async def keep(self, tenants: Collection[str]) -> None:
+        """Drop the sessions of all other tenants: they were revoked."""
+        for tenant, agent, session in [key for key in self.known if key[0] not in tenants]:
+            await self.cancel(tenant, agent, session, close=True)
 
     def knows(self, session: tuple[str, str, str]) -> bool:
         """Whether jobs of (tenant, agent, session) were served here, and are remembered."""
@@ -237,7 +242,7 @@ class Verification:
             async with aclosing(self.engine.stream(request)) as events:
                 async for event in events:
                     seconds = asyncio.get_running_loop().time() - started
-                    await answer(self._scores(job, event, seconds), True)
+                    await answer(self._scores(ticket, event, seconds), True)
                     self._count(ticket, event, 0, seconds)
                     known.ids.extend(job.draft)
                     return
@@ -245,10 +250,11 @@ class Verification:
         finally:
             known.running = ""
 
-    def _scores(self, job: ScoreJob, event: VerifyEvent, engine_seconds: float) -> Scores:
+    def _scores(self, ticket: Ticket, event: VerifyEvent, engine_seconds: float) -> Scores:
+        job = ticket.job
         return Scores(
             boot=job.boot, session=job.session, round=job.round, base=job.base, digest=job.digest,
-            draws=tuple(event.draws), worker=self.worker, credit=self.credit(),
+            draws=tuple(event.draws), worker=self.worker, credit=self.credit(ticket.tenant),
             engine_ms=round(engine_seconds * 1000, 3), rows=event.rows, steps=event.steps,
         )  # fmt: skip
 
@@ -270,7 +276,7 @@ class Verification:
             accepted=event.accepted,
             logprobs=tuple(event.logprobs),
             worker=self.worker,
-            credit=self.credit(),
+            credit=self.credit(ticket.tenant),
             queue_ms=max(0.0, float(ticket.age_ms)),
             engine_ms=round(engine_seconds * 1000, 3),
             rows=event.rows,
@@ -304,7 +310,8 @@ class Verification:
             metrics.JOBS.labels("verdict").inc()
             metrics.VERIFY_SECONDS.observe(engine_seconds)
 
-    def _refusal(self, job: Job, code: RefusalCode, sentence: str) -> Refusal:
+    def _refusal(self, ticket: Ticket, code: RefusalCode, sentence: str) -> Refusal:
+        job = ticket.job
         self.counts["refused"] += 1
         metrics.JOBS.labels(code).inc()
         return Refusal(
@@ -315,7 +322,7 @@ class Verification:
             code=code,
             sentence=sentence[:500],
             worker=self.worker,
-            credit=self.credit(),
+            credit=self.credit(ticket.tenant),
         )
 
 

@@ -46,6 +46,7 @@ from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import BrokerError, InvalidMessage, SettingsError
 from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import Cancel, Close, Message, Refusal, RefusalCode, ScoreJob, ToWorker, VerifyJob
+from pilotfish.protocol.shedding import Shedding
 
 log = logging.getLogger("pilotfish.worker")
 
@@ -88,6 +89,7 @@ class StreamWorker(Worker):
         self.ingress, self.describe, self.announce, self.router = ingress, describe, announce, router
         self.beat_at = 0.0  # on the loop's clock
         self.bounds = bounds or Bounds(ingress.redis, ingress.target, ingress.worker, TENANT_BYTES)
+        self.shedding = Shedding(ingress)
         self._sweeper: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
 
@@ -95,6 +97,10 @@ class StreamWorker(Worker):
     def credit(self) -> int:
         """Jobs this worker would take now."""
         return max(0, self.max_jobs - self.job_counter) if self.allow_pick_jobs else 0
+
+    def credit_of(self, tenant: str) -> int:
+        """Jobs it would take now from this tenant."""
+        return 0 if self.ingress.usage.over(tenant) else self.credit
 
     # --- arq's loop calls this over and over -----------------------------------------------------------------
 
@@ -157,6 +163,9 @@ class StreamWorker(Worker):
             await asyncio.sleep(keys.SWEEP_MS / 1000)
 
     async def _sweep(self) -> None:
+        await self.ingress.settle()
+        if self.allow_pick_jobs:
+            await self.shedding.shed(full=not self.credit)
         for delivery in await self.ingress.sweep(self.credit):
             self.begin(delivery)
         if self.router and self.allow_pick_jobs and not self.job_counter:
@@ -166,8 +175,11 @@ class StreamWorker(Worker):
     async def _beat(self) -> None:
         serving = self.allow_pick_jobs
         state = {"state": "serving" if serving else "draining", "credit": str(self.credit)}
+        served = set(self.ingress.tenants)
         if not await self.ingress.beat({**self.describe(), **state}, serving=serving):
             await self.announce()
+        if served - set(self.ingress.tenants):
+            await self.ctx["verification"].keep(self.ingress.tenants)
         await self.bounds.hold(self.ingress.open_streams)
         if self.router:
             await self.router.beat(serving=serving)
@@ -266,7 +278,13 @@ class StreamWorker(Worker):
         about: dict[str, Any] = {}
         if isinstance(message, VerifyJob | ScoreJob):
             about = {name: getattr(message, name) for name in ("boot", "session", "epoch", "round")}
-        refusal = Refusal(code=code, sentence=sentence[:500], worker=self.ingress.worker, credit=self.credit, **about)
+        refusal = Refusal(
+            code=code,
+            sentence=sentence[:500],
+            worker=self.ingress.worker,
+            credit=self.credit_of(delivery.tenant),
+            **about,
+        )
         await self.ingress.reply(delivery, refusal, dead=code if dead else "")
 
     # --- the end ---------------------------------------------------------------------------------------------
@@ -276,6 +294,7 @@ class StreamWorker(Worker):
         super().handle_sig_wait_for_completion(signum)
         if self._picking:
             self._picking.cancel()
+        self.ingress.hang_up()
 
     async def close(self) -> None:
         """End what still runs (leases bring it to a peer), hand over our own streams, free the connections.
@@ -283,7 +302,8 @@ class StreamWorker(Worker):
         Replaces arq's, which would not survive a Redis that is away.
         """
         self.allow_pick_jobs = False
-        await end_tasks(task for task in (self._sweeper, self._picking, *self.tasks.values()) if task)
+        ending = (self._sweeper, self._picking, *self.ingress.hang_up(), *self.tasks.values())
+        await end_tasks(task for task in ending if task)
         if self.router:
             await self.router.feed.stop()
         try:
@@ -331,7 +351,8 @@ async def verify(ctx: dict[str, Any], job: VerifyJob | ScoreJob) -> None:
     tracing.past("queue", trace, max(0, ticket.age_ms), deliveries=delivery.deliveries)
     span = tracing.Span("verify", trace, worker=ingress.worker, draft=len(job.draft))
     try:
-        await ctx["verification"].handle(replace(ticket, trace=span.context), answer)
+        with ingress.under_way(delivery.tenant, job):
+            await ctx["verification"].handle(replace(ticket, trace=span.context), answer)
     finally:
         span.end(outcome=outcome)
         if start:
@@ -410,7 +431,7 @@ async def _serve(
         bounds=Bounds(pool, target.id, name, spec.tenant_bytes),
         job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
-    verification = Verification(engine, name, lambda: worker.credit, salts.of)
+    verification = Verification(engine, name, lambda tenant: worker.credit_of(tenant), salts.of)
     worker.ctx["verification"] = verification
 
     async def open_and_beat(ctx: dict[Any, Any]) -> None:

@@ -1,7 +1,8 @@
 """Who may touch which keys: Redis ACL users per role and tenant, least rights each, as lines of an ACL file.
 
     worker              everything under our prefixes and arq's; no FLUSHALL, no CONFIG, no other keys
-    operator            reads everything of ours, adds and removes tenants
+    operator            reads everything of ours, says which of the tenants are served and what each is granted
+    admin               adds and revokes tenants: who may make users may make himself one that may do everything
     <tenant>+agent      adds jobs to its tenant's streams, reads its tenant's replies, takes prompts, writes outputs
     <tenant>+agent+<a>  the same for one device: no other device's replies, no other device's beat
     <tenant>+shell      submits prompts, reads outputs, tells agents to cancel
@@ -40,9 +41,9 @@ class User:
 
 
 def users(tenants: Iterable[str], devices: Iterable[tuple[str, str]] = ()) -> list[User]:
-    """Worker, operator, and for each tenant an agent and a shell; `devices` are (tenant, agent) with a user each."""
+    """Worker, operator, admin, each tenant's agent and shell; `devices` are (tenant, agent) with a user each."""
     own = [user for tenant in tenants for user in (agent(tenant), shell(tenant))]
-    return [worker(), operator(), *own, *(agent(tenant, name) for tenant, name in devices)]
+    return [worker(), operator(), admin(), *own, *(agent(tenant, name) for tenant, name in devices)]
 
 
 def worker() -> User:
@@ -54,11 +55,15 @@ def worker() -> User:
 
 
 def operator() -> User:
-    """A person who looks, and who says which tenants there are."""
-    return User(
-        "operator",
-        f"{CALLS} +info +@read -@dangerous %R~{keys.PREFIX}:* %R~arq:* (+sadd +srem ~{keys.TENANTS})",
-    )
+    """A person who looks, and says which tenants are served."""
+    granting = f"(+sadd +srem ~{keys.TENANTS}) (+hset +hdel ~{keys.QUOTAS})"
+    return User("operator", f"{CALLS} +info +@read -@dangerous %R~{keys.PREFIX}:* %R~arq:* {granting}")
+
+
+def admin() -> User:
+    """Who makes and removes tenants with their users (`pilotfish tenants`)."""
+    users = "+acl|setuser +acl|deluser +acl|users +acl|save"
+    return User("admin", f"~{keys.PREFIX}:* {CALLS} +@read +@write -@dangerous +info {users}")
 
 
 def agent(tenant: str, name: str = "") -> User:

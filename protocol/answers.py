@@ -6,9 +6,11 @@ Knows replies and dead letters; nothing of what they say.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import redis.exceptions as rx
+from redis.commands.core import AsyncScript
 
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import SOCKET_SECONDS, RedisBytes
@@ -18,19 +20,24 @@ from pilotfish.protocol.leases import Leases
 from pilotfish.protocol.messages import Message
 from pilotfish.protocol.wire import Wire
 
-#: answer(KEYS: job stream, reply stream, dead letters; ARGV: group, entry id, reply or "", last, letter's fields...)
-#: A script and not a MULTI: one command to send and one answer to read, on the hottest path there is.
-#: A reply stream that its tenant has broken (no stream, or out of ids) begins again, or its jobs would never end.
-ANSWER: Final = f"""
-if ARGV[3] ~= '' then
-  local reply = {{'XADD', KEYS[2], 'MAXLEN', '~', {keys.REPLY_MAXLEN}, '*', '{keys.FIELD_MESSAGE}', ARGV[3]}}
+#: tell(stream, payload): a reply that keeps its stream alive. One that its tenant has broken (no stream, or out of ids)
+#: begins again, or its jobs would never end.
+TELL: Final = f"""
+local function tell(stream, payload)
+  local reply = {{'XADD', stream, 'MAXLEN', '~', {keys.REPLY_MAXLEN}, '*', '{keys.FIELD_MESSAGE}', payload}}
   local told = redis.pcall(unpack(reply))
   if type(told) == 'table' and told.err then
-    redis.call('DEL', KEYS[2])
+    redis.call('DEL', stream)
     redis.call(unpack(reply))
   end
-  redis.call('PEXPIRE', KEYS[2], {keys.REPLY_TTL_MS})
+  redis.call('PEXPIRE', stream, {keys.REPLY_TTL_MS})
 end
+"""
+
+#: answer(KEYS: job stream, reply stream, dead letters; ARGV: group, entry id, reply or "", last, letter's fields...)
+#: A script and not a MULTI: one command to send and one answer to read, on the hottest path there is.
+ANSWER: Final = f"""{TELL}
+if ARGV[3] ~= '' then tell(KEYS[2], ARGV[3]) end
 if #ARGV > 4 then
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', {keys.DLQ_MAXLEN}, '*', unpack(ARGV, 5))
   redis.call('PEXPIRE', KEYS[3], {keys.DLQ_TTL_MS})
@@ -88,13 +95,17 @@ class Answers(Leases):
         padded = is_padded(delivery.payload)  # who hides the size of a job wants its verdict's hidden too
         payload = encode(message, padded=padded) if message is not None and delivery.agent else b""
         letter = dead_letter(delivery, dead) if dead else ()
-        told = [len(streams), *streams, keys.GROUP_WORKERS, delivery.entry_id, payload, int(last), *letter]
-        try:
-            await self._wire.call("EVALSHA", self._answer.sha, *told)
-        except rx.NoScriptError:
-            await self._wire.call("EVAL", ANSWER, *told)
+        await self._run(self._answer, streams, (keys.GROUP_WORKERS, delivery.entry_id, payload, int(last), *letter))
         if last:
             self.release(delivery)
+
+    async def _run(self, script: AsyncScript, names: Sequence[str], args: Iterable[Any]) -> Any:
+        """A script on the short way, for those that run once a job."""
+        told = (len(names), *names, *args)
+        try:
+            return await self._wire.call("EVALSHA", script.sha, *told)
+        except rx.NoScriptError:
+            return await self._wire.call("EVAL", script.script, *told)
 
     async def pass_on(
         self, delivery: Delivery, worker: str, *, cached_tokens: int = -1, queued_tokens: int = 0

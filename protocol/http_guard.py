@@ -12,7 +12,7 @@ import base64
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = frozenset({"localhost"})
+API_PATHS = "/v1/"
 KEY_PROTOCOL = "pilotfish.key."  # + base64url of the key: a browser's WebSocket can send no other header
 HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -39,12 +40,17 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`hosts` are the names this server answers to besides localhost; `open_paths` need no key."""
+    """`hosts` are the names this server answers to besides localhost; `open_paths` need no key.
+
+    `bearer` says who brings one of these keys, where others than `key` are known: for the API alone, never for what
+    is an operator's. What it says is `state["bearer"]` of the scope.
+    """
 
     key: str | None = None
     metrics_key: str | None = None
     hosts: frozenset[str] = frozenset()
     open_paths: frozenset[str] = frozenset()
+    bearer: Callable[[Sequence[str]], object | None] | None = None
 
     def wanted(self, path: str) -> str | None:
         """The key a path asks for."""
@@ -89,10 +95,18 @@ class Guard:
         if (origin := headers.get("origin")) is not None and urlsplit(origin).netloc != host:
             return 403, "forbidden_origin", f"pages of {origin[:80]!r} may not use this server"
         wanted = self.access.wanted(scope["path"])
-        if wanted is not None and not any(_equal(given, wanted) for given in _keys(headers)):
+        if wanted is not None and not self._lets_in(scope, wanted, _keys(headers)):
             fix = "send `Authorization: Bearer KEY` with the key this server was started with"
             return 401, "invalid_api_key", f"the key is missing or wrong: {fix}"
         return None
+
+    def _lets_in(self, scope: Scope, wanted: str, given: list[str]) -> bool:
+        if any(_equal(key, wanted) for key in given):
+            return True
+        who = self.access.bearer(given) if self.access.bearer and scope["path"].startswith(API_PATHS) else None
+        if who is not None:
+            scope.setdefault("state", {})["bearer"] = who
+        return who is not None
 
     def _ours(self, name: str) -> bool:
         return name in LOOPBACK_NAMES or name in self.access.hosts or _is_address(name)

@@ -2,6 +2,7 @@
 
     key                                     type    life          owner (who writes, who removes)
     pf:tenants                              set     for ever      operator; re-read by workers each second
+    pf:quotas                               hash    for ever      operator: tenant -> quota (text); re-read likewise
     pf:targets                              hash    for ever      workers: target -> name (text)
     pf:<target>:pair                        string  PAIR_TTL_MS   workers of the target, renewed by their beat
     pf:<target>:workers                     zset    JOBS_TTL_MS   workers: name -> last beat; peers remove the dead
@@ -9,6 +10,7 @@
     pf:<target>:jobs:<tenant>:any           stream  JOBS_TTL_MS   agents add, any worker takes; renewed by beats
     pf:<target>:jobs:<tenant>:<worker>      stream  JOBS_TTL_MS   agents add, that worker takes (a peer if dead)
     pf:<target>:fwd:<worker>                stream  JOBS_TTL_MS   workers pass jobs on to that worker (a peer if dead)
+    pf:<target>:use:<tenant>                hash    JOBS_TTL_MS   workers: rows saved up, and worker -> tokens in flight
     pf:<target>:dlq                         stream  DLQ_TTL_MS    workers: jobs given up after DELIVERIES_MAX tries
     pf:<target>:kv                          zset    JOBS_TTL_MS   workers with a prefix index: name -> end of its lease
     pf:<target>:kv:<worker>                 hash    JOBS_TTL_MS   that worker's epoch, rate, queue (text); peers reap it
@@ -50,6 +52,7 @@ LEASE_MS: Final = 1_000
 SWEEP_MS: Final = 250
 DELIVERIES_MAX: Final = 3
 HOPS_MAX: Final = 2
+STREAMS_MAX: Final = 64  # that one XREADGROUP, or one script, may name
 BLOCK_MS: Final = 1_000  # Redis checks blocked clients' timeouts every 100 ms; a wake-up is instant
 
 # fields of a stream entry
@@ -66,6 +69,7 @@ FIELD_QUEUED: Final = "q"  # tokens reserved in its new worker's queue
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a tenant, worker or agent: it becomes part of a key
 
 TENANTS: Final = f"{PREFIX}:tenants"
+QUOTAS: Final = f"{PREFIX}:quotas"
 TARGETS: Final = f"{PREFIX}:targets"
 SALT: Final = f"{PREFIX}:salt"
 
@@ -93,6 +97,11 @@ def jobs(target: str, tenant: str, worker: str = ANY) -> str:
 def forwarded(target: str, worker: str) -> str:
     """Jobs other workers passed on to this one; no edge may touch it."""
     return f"{PREFIX}:{target}:fwd:{worker}"
+
+
+def use(target: str, tenant: str) -> str:
+    """What a tenant with a quota has used of a target; no edge may touch it."""
+    return f"{PREFIX}:{target}:use:{tenant}"
 
 
 def index(target: str) -> str:

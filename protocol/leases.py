@@ -29,6 +29,21 @@ end
 return kept
 """
 
+#: claim(KEYS: streams; ARGV: group, consumer, idle ms, how many of each, then where to begin in each) -> (place of the
+#: stream, where to go on, entries) of those where something is found or left to be looked at.
+CLAIM: Final = """
+local told = {}
+for i, stream in ipairs(KEYS) do
+  local got = redis.pcall('XAUTOCLAIM', stream, ARGV[1], ARGV[2], ARGV[3], ARGV[i + 4], 'COUNT', ARGV[4])
+  if got.err then
+    if not (got.err:find('NOGROUP') or got.err:find('WRONGTYPE')) then return got end
+  elseif got[1] ~= '0-0' or #got[2] > 0 then
+    told[#told + 1] = {i, got[1], got[2]}
+  end
+end
+return told
+"""
+
 #: bury(KEYS: workers zset, the dead worker's streams...; ARGV: worker, oldest beat that counts as alive)
 #: -> 1 when nothing was left and it is forgotten, 0 when jobs are left or it came back.
 BURY: Final = """
@@ -52,7 +67,8 @@ class Leases(Roster):
     def __init__(self, redis: RedisBytes, target: str, worker: str) -> None:
         super().__init__(redis, target, worker)
         self.held: dict[tuple[str, str], Delivery] = {}  # by (stream, entry id)
-        self._claim_from: dict[str, Any] = {}  # stream -> where the next XAUTOCLAIM begins
+        self._claim_from: dict[str, bytes] = {}  # stream -> where the next XAUTOCLAIM begins, if not at its start
+        self._claim = redis.register_script(CLAIM)
         self._renew = redis.register_script(RENEW_LEASES)
         self._bury = redis.register_script(BURY)
 
@@ -100,21 +116,19 @@ class Leases(Roster):
     # --- others' ---------------------------------------------------------------------------------------------
 
     async def _expired(self, count: int) -> list[Delivery]:
-        """XAUTOCLAIM over every stream of the target, ours included. One round trip, a second for delivery counts."""
+        """XAUTOCLAIM over every stream of the target, ours included, by a script for STREAMS_MAX of them at a time."""
         streams = self._streams([self.worker, keys.ANY, *self._beats])
-        pipe = self.redis.pipeline(transaction=False)
-        for stream in streams:
-            start = self._claim_from.get(stream, "0-0")
-            pipe.xautoclaim(stream, keys.GROUP_WORKERS, self.worker, keys.LEASE_MS, start_id=start, count=count)
-        answers = await pipe.execute(raise_on_error=False)
-        # Redis looks at ten times `count` pending entries only, and says where to go on.
-        self._claim_from = {s: a[0] for s, a in zip(streams, answers, strict=True) if not isinstance(a, Exception)}
-        entries: list[tuple[str, bytes, dict[bytes, bytes]]] = [
-            (stream, *entry)
-            for stream, answer in zip(streams, answers, strict=True)
-            for entry in (unless_gone(answer) or ((), ()))[1]
-            if entry[1] is not None and (stream, entry[0].decode()) not in self.held  # Redis 6.2 names the deleted too
-        ]
+        entries: list[tuple[str, bytes, dict[bytes, bytes]]] = []
+        starts, self._claim_from = self._claim_from, {}
+        for first in range(0, len(streams), keys.STREAMS_MAX):
+            some = streams[first : first + keys.STREAMS_MAX]
+            args = [keys.GROUP_WORKERS, self.worker, keys.LEASE_MS, count, *(starts.get(name, "0-0") for name in some)]
+            for place, start, claimed in await self._claim(keys=some, args=args):
+                stream = some[place - 1]
+                self._claim_from[stream] = start  # Redis looks at ten times `count` entries, and says where to go on
+                entries += [
+                    (stream, *entry) for entry in _present(claimed) if (stream, entry[0].decode()) not in self.held
+                ]
         counts = await self._deliveries(entries)
         return [self._hold(*entry, count) for entry, count in zip(entries, counts, strict=True)]
 
@@ -148,6 +162,12 @@ class Leases(Roster):
             for stream, entries in answer or ()
             for entry in entries
         ]
+
+
+def _present(claimed: list[Any]) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Entries that are still in their stream: Redis 6.2 names the deleted too."""
+    there = [entry for entry in claimed if entry and entry[1] is not None]
+    return [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in there]
 
 
 def is_gone(error: Exception) -> bool:

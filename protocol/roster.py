@@ -15,6 +15,7 @@ from pilotfish.protocol import keys
 from pilotfish.protocol.broker import RedisBytes, ensure_group
 from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import WrongType
+from pilotfish.protocol.quota import Quota, parse
 
 log = logging.getLogger("pilotfish.ingress")
 
@@ -28,6 +29,8 @@ class Roster:
     def __init__(self, redis: RedisBytes, target: str, worker: str) -> None:
         self.redis, self.target, self.worker = redis, target, worker
         self.tenants: list[str] = []
+        self.places: dict[str, int] = {}  # of a tenant among them
+        self.quotas: dict[str, Quota] = {}  # of those that an operator granted one
         self._aside: dict[str, float] = {}  # tenants that are not read -> until when, on our monotonic clock
         self._opened: dict[str, list[float]] = {}  # stream -> when we had to create it, lately
         self._beats: dict[str, float] = {}  # of the peers, in Redis ms; 0 once they have left
@@ -66,10 +69,15 @@ class Roster:
         pipe = self.redis.pipeline(transaction=False)
         pipe.time()
         pipe.smembers(keys.TENANTS)
-        (seconds, micros), tenants = await pipe.execute()
+        pipe.hgetall(keys.QUOTAS)
+        (seconds, micros), tenants, quotas = await pipe.execute()
         self._clock = (seconds * 1000 + micros // 1000, time.monotonic())
         named = (tenant.decode(errors="replace") for tenant in tenants)
         self.tenants = sorted(filter(keys.NAME.fullmatch, named)) or [keys.DEFAULT_TENANT]
+        self.places = {tenant: place for place, tenant in enumerate(self.tenants)}
+        granted = {tenant.decode(errors="replace"): text.decode(errors="replace") for tenant, text in quotas.items()}
+        self.quotas.clear()
+        self.quotas.update({tenant: parse(granted[tenant]) for tenant in self.tenants if tenant in granted})
 
     def _read_tenants(self) -> list[str]:
         now = time.monotonic()
@@ -89,6 +97,11 @@ class Roster:
     def dead(self) -> list[str]:
         """Peers whose beat is too old, by now."""
         return [name for name, beat in self._beats.items() if beat < self._oldest_beat()]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether we are the one of all live workers that does what only one of them should."""
+        return self.worker == min({self.worker, *self._beats}.difference(self.dead))
 
     def _oldest_beat(self) -> int:
         return self.now_ms() - keys.BEAT_TTL_MS

@@ -112,6 +112,7 @@ class Settings(BaseModel):
     serve_host: str = Field("127.0.0.1", description="address to serve HTTP on; any but this machine's own wants a key")
     serve_port: int = Field(8787, ge=0, le=65535, description="port of the API; 0 takes a free one")
     api_key: SecretStr | None = Field(None, description="key that every request must bring; unset: none")
+    keys_file: UserPath | None = Field(None, description="keys of others and their profiles (TOML); unset: none")
     metrics_key: SecretStr | None = Field(None, description="key of /metrics alone; unset: the API's")
     allowed_hosts: str | None = Field(None, description="host names served besides localhost, as in box,box.lan")
     serve_requests: int = Field(4, ge=1, le=1024, description="generations the API runs at a time")

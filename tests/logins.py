@@ -24,7 +24,7 @@ from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.shell import ShellBroker
 
 LOGINS = "logins"  # the parameter of `redis_url` that asks for it
-ADMIN = "admin"  # the tests' own: it looks, and breaks things
+ADMIN = "tester"  # the tests' own: it looks, and breaks things
 TENANTS = (keys.DEFAULT_TENANT, "acme", "rogue", "late")
 _passwords: dict[str, dict[str, str]] = {}  # "host:port" -> user -> password
 _clients: list[Redis] = []

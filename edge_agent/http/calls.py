@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.http.answers import Written as Told
 from pilotfish.edge_agent.http.bodies import Asked, ChatBody
+from pilotfish.edge_agent.http.profiles import Bearer
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.writer import Token, Watch, Writer, Written
 from pilotfish.protocol import tracing
@@ -34,11 +35,12 @@ class Call:
     client: str
     watch: Watch | None = None
     trace: str = ""  # the caller's W3C traceparent
+    bearer: Bearer | None = None  # of a key that has a profile
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        self.mode = self.service.mode(self.body)
+        self.mode = self.service.mode(self.body, self.bearer.profile.mode if self.bearer else None)
         self.writers: list[Writer] = []
         self.prompt_tokens = 0
         self._until = 0.0  # the deadline, on the loop's clock
@@ -61,6 +63,8 @@ class Call:
         service, body = self.service, self.body
         if service.draining:
             raise Draining("this agent is ending and takes nothing new: go to another one")
+        if self.bearer:
+            self.bearer.take()
         wanted = len(body.prompts) * body.choices
         service.turnstile.check(wanted)
         service.calls.add(self)
@@ -98,6 +102,8 @@ class Call:
         room = self.service.agent.context - len(ids) - 1
         wishes = {"on_cloud_loss": wanted.on_cloud_loss, "deadline_ms": wanted.deadline_ms, **body.wishes}
         wishes |= {"mode": self.mode, "max_tokens": body.most_tokens or max(1, min(wanted.max_tokens, room))}
+        if self.bearer and (most := self.bearer.profile.max_disagreement) is not None:
+            wishes["max_disagreement"] = min(most, wishes.get("max_disagreement", most))
         of_prompt = {name: wish for name, wish in wishes.items() if name in Prompt.model_fields}
         of_task = {name: wish for name, wish in wishes.items() if name not in Prompt.model_fields}
         prompt = Prompt(request="0" * 32, text="-", sampling=self._sampling(), **of_prompt)

@@ -12,6 +12,7 @@ from pilotfish.edge_agent.http import bodies, wording
 from pilotfish.edge_agent.http.answers import Model, Models
 from pilotfish.edge_agent.http.calls import Call
 from pilotfish.edge_agent.http.events import Answer, sse, streamed, whole
+from pilotfish.edge_agent.http.profiles import Bearer
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.protocol.errors import DeadlineExceeded, UnknownModel, UsageError
 
@@ -31,7 +32,7 @@ class Completions:
         if asked.stream_options and not asked.stream:
             raise UsageError("stream_options is for streams: set stream as well", param="stream_options")
         trace = request.headers.get("traceparent", "")
-        said = self._said(Call(self.service, asked, client_of(request, asked), trace=trace))
+        said = self._said(Call(self.service, asked, client_of(request, asked), trace=trace, bearer=bearer_of(request)))
         if asked.stream:
             return streamed(_events(said))
         return whole(lambda: wording.as_json(said))
@@ -62,6 +63,12 @@ async def read_body(request: Request) -> bytes:
 def client_of(line: HTTPConnection, asked: bodies.Asked) -> str:
     """Whose turn it is: the user a body names, else the address it came from."""
     return f"user {asked.user}" if asked.user else line.client.host if line.client else ""
+
+
+def bearer_of(connection: HTTPConnection) -> Bearer | None:
+    """Who brought a key that has a profile, as the guard found."""
+    bearer: Bearer | None = getattr(connection.state, "bearer", None)
+    return bearer
 
 
 async def models(request: Request) -> Response:

@@ -71,12 +71,17 @@ class Service:
         self.calls.discard(call)
         self._closed.set()
 
-    def mode(self, body: Asked) -> Mode:
-        """The request's mode: as it says, else alone if it asks for the draft by name. Raises UnknownModel."""
+    def mode(self, body: Asked, granted: Mode | None = None) -> Mode:
+        """The request's mode: as it says, else alone if it asks for the draft by name, else the one its key has.
+
+        Raises UnknownModel, and UsageError for a mode that the key was not granted.
+        """
         if body.model not in self.models:
             raise UnknownModel(f"{body.model!r} is not served here, {' and '.join(self.models)} is", param="model")
         alone = body.model != self.models[0] or self.agent.target is None
-        mode: Mode = body.wishes.get("mode") or ("edge_only" if alone else self.wanted.mode)
+        mode: Mode = body.wishes.get("mode") or ("edge_only" if alone else granted or self.wanted.mode)
+        if granted and mode != granted:
+            raise UsageError(f"this key's requests run in mode {granted}: leave the mode out", param="pilotfish.mode")
         if alone and mode != "edge_only":
             raise UsageError(
                 f"{body.model} is the draft and writes alone: leave the mode out, or ask for another model",

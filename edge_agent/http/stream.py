@@ -28,7 +28,7 @@ from pilotfish.edge_agent.http import bodies, events
 from pilotfish.edge_agent.http.answers import usage
 from pilotfish.edge_agent.http.calls import Call
 from pilotfish.edge_agent.http.faults import fault
-from pilotfish.edge_agent.http.routes import client_of
+from pilotfish.edge_agent.http.routes import bearer_of, client_of
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.writer import Correction, Drafted, Written
 from pilotfish.protocol.broker import end_tasks
@@ -79,8 +79,8 @@ class Talk:
         asked = bodies.read(kind, text.encode())
         if asked.choices * len(asked.prompts) != 1:
             raise UsageError("a stream has one answer: leave n out, and send one prompt", param="n")
-        trace = self.socket.headers.get("traceparent", "")
-        return Call(self.service, asked, client_of(self.socket, asked), trace=trace)
+        trace, bearer = self.socket.headers.get("traceparent", ""), bearer_of(self.socket)
+        return Call(self.service, asked, client_of(self.socket, asked), trace=trace, bearer=bearer)
 
     async def _answer(self, call: Call) -> None:
         """Speak, while listening for a cancel; whoever ends first ends the other."""

@@ -66,7 +66,7 @@ class RealWorker:
     def __init__(self, name: str, flips: bool) -> None:
         self.name, self.switches = name, (VOCAB, FLIP_RATE if flips else 0.0, SEEDS[name])
         self.engine = Engine(*self.switches[1:])
-        self.verification = Verification(self.engine, name, lambda: 1)
+        self.verification = Verification(self.engine, name, lambda tenant: 1)
         self.jobs = 0
 
     def draw(self, prefix: Sequence[int]) -> int:

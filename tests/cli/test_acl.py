@@ -21,12 +21,12 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[str, str]:
 def test_the_file_holds_every_role_and_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = printed(capsys, "--tenant", "acme", "--tenant", "beta", "--device", "acme/phone")
     names = [line.split()[1] for line in out.splitlines()]
-    assert names == ["default", "worker", "operator", "acme+agent", "acme+shell", "beta+agent", "beta+shell",
+    assert names == ["default", "worker", "operator", "admin", "acme+agent", "acme+shell", "beta+agent", "beta+shell",
                      "acme+agent+phone"]  # fmt: skip
     assert out.startswith("user default off ")
     passwords = dict(re.findall(r"rediss://(\S+):(\S+)@HOST", err))
     assert set(passwords) == set(names[1:])
-    assert len(set(passwords.values())) == 7
+    assert len(set(passwords.values())) == 8
     assert not any(password in out for password in passwords.values())
     assert acl.hashes(out) == {name: acl.password_hash(password) for name, password in passwords.items()}
     assert "SADD pf:tenants acme beta" in err
@@ -43,7 +43,7 @@ def test_users_of_a_file_keep_their_passwords(capsys: pytest.CaptureFixture[str]
 def test_json_has_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = printed(capsys, "--json")
     told = json.loads(out)
-    assert set(told["passwords"]) == {"worker", "operator", "default+agent", "default+shell"}
+    assert set(told["passwords"]) == {"worker", "operator", "admin", "default+agent", "default+shell"}
     assert set(acl.hashes(told["acl_file"])) == set(told["passwords"])
     assert not err
 

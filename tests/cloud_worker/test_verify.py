@@ -70,7 +70,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.engine = ManualEngine()
-        self.verification = Verification(self.engine, "w1", lambda: 3)
+        self.verification = Verification(self.engine, "w1", lambda tenant: 3)
         self.answers: dict[str, list[tuple[Any, bool]]] = {}
         self.finished: list[str] = []
 
@@ -375,3 +375,11 @@ async def test_an_audit_is_never_stale_and_rejects_nothing(desk: Desk) -> None:
 async def test_an_audit_is_checked_like_any_job(desk: Desk, changes: dict[str, Any], code: str) -> None:
     refused = await desk.handle("a", audit(PROMPT, [1], **changes))
     assert (refused.code, refused.round) == (code, 0)
+
+
+async def test_sessions_of_a_revoked_tenant_are_dropped_here_and_in_the_engine(desk: Desk) -> None:
+    await desk.handle("a", job(), tenant="gone")
+    await desk.handle("b", job(), tenant="default")
+    await desk.verification.keep(["default"])
+    assert [tenant for tenant, _, _ in desk.verification.known] == ["default"]
+    assert desk.engine.forgotten == [f"gone/edge1/{'0' * 32}"]

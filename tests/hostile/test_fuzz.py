@@ -202,7 +202,7 @@ async def _worker(pool: ArqRedis, desk: Any) -> StreamWorker:
         FUNCTIONS, ingress=desk, describe=dict, announce=nothing, redis_pool=pool,
         job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
-    running.ctx["verification"] = Verification(InstantEngine(), "w1", lambda: 1)
+    running.ctx["verification"] = Verification(InstantEngine(), "w1", lambda tenant: 1)
     return running
 
 

@@ -219,7 +219,7 @@ async def test_a_flood_of_sessions_of_one_tenant_drowns_none_of_anothers(monkeyp
         info = FakeVerifier().info
 
     monkeypatch.setattr(verify, "MAX_SESSIONS", 64)
-    desk = verify.Verification(Idle(), "w1", lambda: 1)  # type: ignore[arg-type]
+    desk = verify.Verification(Idle(), "w1", lambda tenant: 1)  # type: ignore[arg-type]
     desk._session(verify.Ticket("default", job(), 0, "r"))
     for number in range(500):
         desk._session(verify.Ticket("rogue", job(session=f"{number:032x}"), 0, "r"))

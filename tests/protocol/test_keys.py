@@ -47,17 +47,17 @@ def test_every_function_has_its_row_in_the_table(name: str) -> None:
 
 def test_every_row_of_the_table_has_its_function_or_constant() -> None:
     spelled_out = {shape(function) for function in FUNCTIONS.values()} | {
-        keys.TENANTS, keys.TARGETS, keys.SALT
+        keys.TENANTS, keys.QUOTAS, keys.TARGETS, keys.SALT
     }  # fmt: skip
     any_worker = keys.jobs("<target>", "<tenant>")
     assert set(TABLE) == spelled_out | {any_worker}
 
 
-def test_every_life_time_in_the_table_is_a_constant_and_only_two_keys_live_for_ever() -> None:
+def test_every_life_time_in_the_table_is_a_constant_and_only_three_keys_live_for_ever() -> None:
     for kind, life in TABLE.values():
         assert kind
         assert life == "for ever" or getattr(keys, life) > 0
-    assert {key for key, (_, life) in TABLE.items() if life == "for ever"} == {keys.TENANTS, keys.TARGETS}
+    assert {key for key, (_, life) in TABLE.items() if life == "for ever"} == {keys.TENANTS, keys.QUOTAS, keys.TARGETS}
 
 
 @given(spelled(), spelled())
@@ -89,6 +89,7 @@ def test_an_acl_pattern_of_one_tenant_matches_no_key_of_another(mine: str, other
         keys.prompts(other),
         keys.agents(other),
         keys.forwarded(target, other),
+        keys.use(target, other),
         keys.index_worker(target, other),
         keys.index_bucket(target, 1, 2, other),
     ]

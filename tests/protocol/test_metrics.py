@@ -67,7 +67,7 @@ async def test_a_refused_job_is_counted_under_its_code() -> None:
         sampling=Sampling(),
     )  # fmt: skip
     before = value("pilotfish_jobs_total", outcome="too_long")
-    await Verification(Engine(), "w", lambda: 1).handle(Ticket("default", job, 0, "r"), answer)  # type: ignore[arg-type]
+    await Verification(Engine(), "w", lambda tenant: 1).handle(Ticket("default", job, 0, "r"), answer)  # type: ignore[arg-type]
     assert value("pilotfish_jobs_total", outcome="too_long") == before + 1
 
 
