@@ -67,6 +67,7 @@ def missing(shown: Iterable[str], printed: str) -> str | None:
 class Background:
     """A command that goes on running; what it printed so far."""
 
+    command: str
     process: subprocess.Popen[str]
     printed: list[str] = field(default_factory=list)
 
@@ -88,7 +89,7 @@ class Background:
         os.killpg(self.process.pid, signal.SIGTERM)
         code = self.process.wait(60)
         self._reader.join()
-        assert code in (0, -signal.SIGTERM), f"{self.process.args} ended with {code}:\n{self.text}"
+        assert code in (0, -signal.SIGTERM), f"$ {self.command}\nended with {code}:\n{self.text}"
 
 
 class Reader:
@@ -133,7 +134,7 @@ class Reader:
             ["bash", "-c", f"exec {step.command}"], cwd=self.folder, env=self.env, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        one = Background(process)
+        one = Background(step.command, process)
         self.running.append(one)
         try:
             wait_until_sync(
