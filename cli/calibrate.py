@@ -30,6 +30,7 @@ def calibrate(
     """
     from pilotfish.cli import calibration
     from pilotfish.cli.processes import run
+    from pilotfish.cli.run import say
     from pilotfish.protocol.errors import UsageError
 
     if target_offload is not None and not 0 < target_offload <= 1:
@@ -40,5 +41,7 @@ def calibrate(
     learnt = calibration.known(settings)
     report = calibration.Report.of(learnt, settings.max_disagreement, target_offload, quality)
     calibration.show(report, as_json=as_json)
+    if prompts:
+        say("an agent that has answered requests already knows this once it starts again")
     if not report.enough:
         raise typer.Exit(1)

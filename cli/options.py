@@ -58,7 +58,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "serve_requests": (int, "generations the API runs at a time"),
     "serve_waiting": (int, "requests that may wait; more are told to come back"),
     "metrics_port": (int, "port of metrics and health alone; unset: none"),
-    "engine": (str, "auto: vLLM if installed", "auto|vllm|llamacpp|fake"),
+    "engine": (str, "auto: vLLM if installed, else llamacpp; fake, or one of your own"),
     "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
     "draft_max": (int, "longest draft a worker takes in one round"),

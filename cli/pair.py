@@ -14,7 +14,7 @@ from pilotfish.cli import redis_server
 from pilotfish.cli.options import BROKER, DRAFT, MACHINE, REQUEST, SERVE, TARGET, TRACE, written
 from pilotfish.cli.processes import Child, Children, agent_is_alive, target_of_worker
 from pilotfish.cli.redis_url import described, redis_url
-from pilotfish.cloud_worker.launch import vllm_version
+from pilotfish.cloud_worker.launch import choose_engine, vllm_version
 from pilotfish.protocol import cores, keys
 from pilotfish.protocol.broker import connect, ping
 from pilotfish.protocol.errors import PilotfishError
@@ -105,6 +105,8 @@ class Pair:
             say(f"note: worker and agent share core {for_worker}, the only one there is: figures will be poor")
 
     async def _start_worker(self, cores: str, say: Callable[[str], None]) -> None:
+        slow = " (half a minute the first time)" if choose_engine(self.settings.engine) == "vllm" else ""
+        say(f"starting a worker, which loads the target{slow}, then an agent")
         told = arguments(self.settings, WORKER_OPTIONS, cores=cores, name=self.worker_name)
         child = self.children.start("worker", self.worker_name, told)
         self.target = await self.children.ready(child, lambda: target_of_worker(self.redis, self.worker_name))

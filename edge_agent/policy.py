@@ -84,8 +84,8 @@ class Pace:
 
     @property
     def row_cost(self) -> float:
-        """What one more drafted token costs, in ms."""
-        return self.token_ms + self.row_ms
+        """What one more drafted token costs, in ms; a drafter that looks things up may take no time at all."""
+        return max(1e-3, self.token_ms + self.row_ms)
 
     @property
     def rate(self) -> float:

@@ -120,7 +120,7 @@ class Settings(BaseModel):
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port of metrics and health alone; unset: none")
 
     # the cloud worker
-    engine: Literal["auto", "vllm", "llamacpp", "fake"] = Field("auto", description="auto: vLLM if installed")
+    engine: Name = Field("auto", description="auto: vLLM if installed, else llamacpp; fake, or one of your own")
     target_model: str | None = Field(None, description="folder, GGUF file or model name; unset: the demo target")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="numbers the target computes in")
     draft_max: int = Field(16, ge=1, le=MAX_DRAFT, description="longest draft a worker takes in one round")

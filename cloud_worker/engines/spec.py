@@ -1,6 +1,7 @@
 """Which engine a worker runs, on what, and how it is opened: the one place that knows every engine by name.
 
-Each engine's module is imported here, at use: it brings its library with it.
+Each engine's module is imported here, at use: it brings its library with it. Another package adds an engine by an entry
+point of the group `pilotfish.engines`, which takes an EngineSpec (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 from pilotfish.cloud_worker.engines.base import Verifier
 from pilotfish.protocol.errors import ModelError
 from pilotfish.protocol.fleet import Vocabulary
+
+GROUP = "pilotfish.engines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,25 @@ def open_verifier(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
         for name in ("dtype", "kv_cache_gb", "resident", "prefix_cache", "compiled", "engine_args"):
             limits[name] = getattr(spec, name)
         return VllmVerifier(Path(spec.model), **limits), vocabulary
-    raise ModelError(f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake")
+    return _of_another_package(spec)
+
+
+def _of_another_package(spec: EngineSpec) -> tuple[Verifier, Vocabulary]:
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=GROUP, name=spec.engine):
+        try:
+            opener = entry.load()
+        except Exception as error:
+            raise ModelError(
+                f"the engine {spec.engine!r} ({entry.value}) cannot be loaded ({type(error).__name__}: {error}): "
+                "repair or uninstall its package"
+            ) from error
+        opened: tuple[Verifier, Vocabulary] = opener(spec)
+        return opened
+    raise ModelError(
+        f"there is no engine {spec.engine!r}: choose vllm, llamacpp or fake, or install the package that has it"
+    )
 
 
 def fake_switches(text: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class LlamaCppDrafter(Drafter):
             raise RequestRefused("There is nothing to draft after; send at least one token.")
         if len(ids) > self.info.context:
             raise RequestRefused(
-                f"{len(ids)} tokens exceed the drafter's context of {self.info.context}; raise --draft-context."
+                f"{len(ids)} tokens exceed the drafter's context of {self.info.context}; raise --context."
             )
         bad = next((i for i in ids if not 0 <= i < self.info.vocab_size), None)
         if bad is not None:

@@ -229,3 +229,10 @@ def test_an_acceptance_is_a_probability(score: float, seen: list[tuple[float, bo
     for one, agreed in seen:
         reliability.learn(Label(one, agreed))
     assert 0 <= reliability(score) <= 1
+
+
+def test_a_drafter_that_takes_no_time_divides_by_nothing() -> None:
+    pace = Pace()
+    pace.drafted(4, 0.0)
+    assert pace.rate > 0
+    assert StopRule(pace).goes_on([], [0.5])

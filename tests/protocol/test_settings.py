@@ -120,7 +120,7 @@ def test_a_table_in_the_file_is_an_unknown_name(tmp_path: Path) -> None:
         ("top_p", "0", "a number above 0 to 1"),
         ("mode", "gatd", "exact, gated, cloud_only or edge_only"),
         ("on_cloud_loss", "panic", "wait or local"),
-        ("engine", "tensorrt", "auto, vllm, llamacpp or fake"),
+        ("routing", "random", "prefix, load or off"),
         ("tenant", "a b", "a text that matches .*"),
         ("redis_url", "http://x", "a URL that starts with redis://, rediss:// or unix://"),
     ],
