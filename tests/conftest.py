@@ -14,7 +14,7 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
-from logins import LOGINS, log_out, logged_in, redis_with_acl
+from logins import LOGINS, logged_in, redis_with_acl
 from pilotfish.bench.leaks import ownerless
 from pilotfish.cli.redis_server import private_redis
 from skips import ALLOWED_SKIPS, Skips, allowed_skips
@@ -28,8 +28,11 @@ hypothesis.settings.load_profile("pilotfish")
 # --- Redis ---------------------------------------------------------------------------------------------------
 
 
-#: modules whose tests run twice: on a Redis that is open, and on one where each side may do what `acl.py` says
-WITH_LOGINS = frozenset({"test_broker", "test_ingress"})
+#: modules whose tests run twice: on a Redis that is open, and on one where each side may do what `acl.py` says. Those
+#: of the broker, and those in which shell, agent and worker say whatever they have to say to it
+WITH_LOGINS = frozenset(
+    {"test_broker", "test_ingress", "test_requests", "test_end_to_end_fake", "test_end_to_end_gated"}
+)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +59,6 @@ async def redis(redis_url: str, keys_with_owners: None) -> AsyncIterator[Redis]:
     """An async client of an empty Redis; answers are bytes."""
     async with Redis.from_url(redis_url) as client:
         yield client
-        await log_out()
 
 
 @pytest.fixture(autouse=True)

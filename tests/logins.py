@@ -27,7 +27,6 @@ LOGINS = "logins"  # the parameter of `redis_url` that asks for it
 ADMIN = "tester"  # the tests' own: it looks, and breaks things
 TENANTS = (keys.DEFAULT_TENANT, "acme", "rogue", "late")
 _passwords: dict[str, dict[str, str]] = {}  # "host:port" -> user -> password
-_clients: list[Redis] = []
 
 
 def server_version(program: Path) -> int:
@@ -108,13 +107,18 @@ def _with_own_login(init: Any, user: Any) -> Any:
         if about.get("username") == ADMIN:
             url = f"redis://{ADMIN}:{about['password']}@{about['host']}:{about['port']}/0"
             own = Redis.from_url(login(url, user(self)))
-            _clients.append(own)
+            _close_together(redis, own)
             init(self, own, *args, **kwargs)
 
     return initialise
 
 
-async def log_out() -> None:
-    """Close what `logged_in` opened."""
-    while _clients:
-        await _clients.pop().aclose()
+def _close_together(given: Redis, own: Redis) -> None:
+    """Whoever closes the client that was given closes the other too."""
+    close = given.aclose
+
+    async def close_both(*args: Any, **kwargs: Any) -> None:
+        await own.aclose()
+        await close(*args, **kwargs)
+
+    given.aclose = close_both  # type: ignore[method-assign]

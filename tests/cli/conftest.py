@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from logins import login
 from pilotfish.protocol.settings import Settings
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,7 +50,7 @@ async def fake_worker(redis_url: str) -> AsyncIterator[None]:
     from pilotfish.cloud_worker.worker import WorkerSpec, run
 
     started = asyncio.Event()
-    spec = WorkerSpec(redis_url, EngineSpec("fake", ""), name="w1", model_name="fake-target")
+    spec = WorkerSpec(login(redis_url, "worker"), EngineSpec("fake", ""), name="w1", model_name="fake-target")
     task = asyncio.create_task(run(spec, ready=lambda *_: started.set()))
     await asyncio.wait_for(started.wait(), 30)
     yield
@@ -66,7 +67,7 @@ async def fake_agent(redis_url: str) -> AsyncIterator[None]:
     from pilotfish.protocol import fleet
     from pilotfish.protocol.broker import EdgeBroker, connect
 
-    redis = connect(redis_url)
+    redis = connect(login(redis_url, "default+agent"))
     target = await fleet.find_target(redis)
     broker = EdgeBroker(redis, "default", "edge1", new_boot())
     agent = Agent(FakeDrafter(fake_target, alpha=0.7), ByteTokenizer(), (), broker, target)

@@ -50,6 +50,18 @@ def test_a_worker_ends_as_it_is_told(redis_url: str, when: str, number: signal.S
         assert "Traceback" not in worker.stderr.read()
 
 
+@pytest.mark.usefixtures("redis")
+def test_what_others_can_reach_wants_a_key(redis_url: str) -> None:
+    words = ["worker", "--engine", "fake", "--metrics-port", "17842", "--serve-host", "0.0.0.0"]
+    ended = subprocess.run(
+        [*PROGRAM, *words], env={**os.environ, "REDIS_URL": redis_url}, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("pilotfish: 0.0.0.0 can be reached from other machines, and there is no key")
+    assert "PILOTFISH_API_KEY" in last
+
+
 @pytest.mark.slow
 async def test_every_line_of_a_json_log_is_an_object_and_none_holds_a_prompt(redis_url: str) -> None:
     words = ("worker", "--engine", "fake", "--log-format", "json", "--log-level", "info")

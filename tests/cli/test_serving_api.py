@@ -87,5 +87,12 @@ def test_a_device_alone_needs_no_redis(home: Path) -> None:
             answer = client.chat.completions.create(
                 model=name, messages=[{"role": "user", "content": "hello"}], max_tokens=10
             )
-        assert answer.choices[0].pilotfish["local"] == answer.usage.completion_tokens  # type: ignore[attr-defined, union-attr]
-        assert httpx.post(f"{url}/drain").status_code == 202
+            assert answer.choices[0].pilotfish["local"] == answer.usage.completion_tokens  # type: ignore[attr-defined, union-attr]
+            running = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": "hello"}], max_tokens=400, stream=True
+            )
+            next(running)
+            assert httpx.post(f"{url}/drain").status_code == 202
+            *_, last = running
+        assert last.choices[0].finish_reason in ("stop", "length"), "what runs is finished"
+        assert last.choices[0].pilotfish["tokens"] > 0  # type: ignore[attr-defined]
