@@ -98,7 +98,7 @@ class Bench:
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far."""
         told = self.control.info("cpu")
-        redis = float(told["used_cpu_user"]) + float(told["used_cpu_sys"])  # type: ignore[index,arg-type]
+        redis = float(told["used_cpu_user"]) + float(told["used_cpu_sys"])  # type: ignore[index]
         engines = [pid for worker in self.workers for pid in _children(worker.pid)]
         workers = sum(_cpu_seconds(worker.pid) for worker in self.workers)
         return {"redis": redis, "workers": workers, "engines": sum(map(_cpu_seconds, engines)),

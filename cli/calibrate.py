@@ -30,7 +30,7 @@ def calibrate(
     """
     from pilotfish.cli import calibration
     from pilotfish.cli.processes import run
-    from pilotfish.cli.run import say
+    from pilotfish.cli.talk import say
     from pilotfish.protocol.errors import UsageError
 
     if target_offload is not None and not 0 < target_offload <= 1:
