@@ -30,12 +30,14 @@ def calibrate(
     """
     from pilotfish.cli import calibration
     from pilotfish.cli.processes import run
+    from pilotfish.cli.run import fetch_draft
     from pilotfish.protocol.errors import UsageError
 
     if target_offload is not None and not 0 < target_offload <= 1:
         raise UsageError(f"--target-offload {target_offload:g} is no share of the tokens: take more than 0, at most 1")
     quality = None
     if prompts:
+        fetch_draft(settings)
         quality = run(calibration.learn(settings, calibration.prompt_lines(prompts)))
     learnt = calibration.known(settings)
     report = calibration.Report.of(learnt, settings.max_disagreement, target_offload, quality)
