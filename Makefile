@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast chaos nightly lint types bench fuzz lock clean
+.PHONY: help setup demo test test-fast chaos nightly lint types bench fuzz lock wheel licences audit clean
 
 PACKAGES := protocol cache edge_agent cloud_worker cli bench demo
 
@@ -45,6 +45,15 @@ fuzz: setup  ## hostile bytes through codec, worker and agent: FUZZ_EXECUTIONS o
 
 lock: setup  ## resolve again and write requirements/*.txt (LOCK="--upgrade edge" narrows it)
 	@.venv/bin/python tools/lock.py $(LOCK)
+
+wheel: setup  ## dist/pilotfish-….whl
+	@.venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+licences: setup  ## write docs/licences.md from the locks and what is installed
+	@.venv/bin/python tools/licences.py > .cache/licences.md && mv .cache/licences.md docs/licences.md
+
+audit: setup  ## known flaws of the locked versions (needs a network; AUDIT="edge" narrows it)
+	@.venv/bin/python tools/audit.py $(AUDIT)
 
 clean:  ## remove what was built or cached, .venv excepted
 	@rm -rf build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.cache.chat_template import render_chat
-from pilotfish.cache.llama_library import check_magic, file_digest, last_error, library, reason
+from pilotfish.cache.llama_library import check_magic, last_error, library, model_digest, reason
 from pilotfish.cache.state_memory import allocate
 from pilotfish.protocol.errors import EngineError, ModelError
 
@@ -102,9 +102,8 @@ class LlamaModel:
 
     @property
     def digest(self) -> str:
-        """sha256 of the file, hex; of its size and samples of it when it is larger than 1 GiB."""
-        stat = self.path.stat()
-        return file_digest(self.path, stat.st_size, stat.st_mtime_ns)
+        """sha256 of the file or all its parts, hex; of size and samples where one is larger than 1 GiB."""
+        return model_digest(self.path)
 
     # --- text <-> ids --------------------------------------------------------------------------------------------
 

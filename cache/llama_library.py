@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pilotfish.cache.hub_name import shards
 from pilotfish.protocol.errors import ModelError
 
 _SMALL_FILE = 1 << 30
@@ -85,9 +86,19 @@ def check_magic(path: Path) -> None:
         raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF, or fetch one.")
 
 
+def model_digest(path: Path) -> str:
+    """sha256 of a GGUF file, or of all parts of a split one. Raises ModelError for what is no GGUF."""
+    digests = []
+    for part in (path.with_name(name) for name in shards(path.name)):
+        check_magic(part)
+        stat = part.stat()
+        digests.append(_file_digest(part, stat.st_size, stat.st_mtime_ns))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
 @lru_cache(maxsize=32)
-def file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    """See `LlamaModel.digest`; size and time are there to read a file again when it has changed."""
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    """Of the size and samples where it is larger than 1 GiB. Size and time have a changed file read again."""
     digest = hashlib.sha256(f"{size}\n".encode())
     with path.open("rb") as file:
         if size <= _SMALL_FILE:

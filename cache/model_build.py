@@ -11,7 +11,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from pilotfish.cache.llama_library import check_magic, file_digest, library_version
+from pilotfish.cache.llama_library import library_version, model_digest
 
 
 class ModelBuild(BaseModel):
@@ -25,10 +25,7 @@ class ModelBuild(BaseModel):
     @classmethod
     def of(cls, path: Path, kv: str) -> Self:
         """The build that opens this GGUF file here. Raises ModelError if there is none."""
-        check_magic(path)
-        stat = path.stat()
-        weights = file_digest(path, stat.st_size, stat.st_mtime_ns)
-        return cls(weights=weights, kv=kv, engine=f"llama-cpp-python {library_version()}")
+        return cls(weights=model_digest(path), kv=kv, engine=f"llama-cpp-python {library_version()}")
 
     @property
     def fingerprint(self) -> str:

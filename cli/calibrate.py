@@ -30,6 +30,7 @@ def calibrate(
     """
     from pilotfish.cli import calibration
     from pilotfish.cli.processes import run
+    from pilotfish.cli.run import fetch_draft
     from pilotfish.cli.talk import say
     from pilotfish.protocol.errors import UsageError
 
@@ -37,6 +38,7 @@ def calibrate(
         raise UsageError(f"--target-offload {target_offload:g} is no share of the tokens: take more than 0, at most 1")
     quality = None
     if prompts:
+        fetch_draft(settings)
         quality = run(calibration.learn(settings, calibration.prompt_lines(prompts)))
     learnt = calibration.known(settings)
     report = calibration.Report.of(learnt, settings.max_disagreement, target_offload, quality)

@@ -23,6 +23,8 @@ def chat(
     Needs a worker, but no running agent. With --mode edge_only it needs no Redis either.
     """
     from pilotfish.cli.conversation import Conversation, Talk
+    from pilotfish.cli.run import fetch_draft
 
+    fetch_draft(settings)
     with Conversation(settings, system) as conversation:
         Talk(conversation, trace=trace).run()

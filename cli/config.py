@@ -39,7 +39,7 @@ def show(
         print(f"{name:{wide}}  {value:{value_wide}}  {origins[name]}" if origin else f"{name:{wide}}  {value}")
 
 
-@takes("redis_url", "tls_ca", "allow_plaintext", "draft_model")
+@takes("redis_url", "tls_ca", "allow_plaintext", "draft_model", "preset", "cache_dir")
 def doctor(settings: Settings, as_json: AsJson = False) -> None:
     """Look at this machine: Python, packages, engines, Redis, models, memory. Exit code 1 if something is wrong."""
     from rich.console import Console

@@ -19,9 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pilotfish.cache.hub_name import hub_name, is_hub_name
+from pilotfish.cache.model_store import ModelStore
+from pilotfish.cache.presets import with_preset
 from pilotfish.cli import redis_server
+from pilotfish.demo.pair import cache_dir
 from pilotfish.protocol import cores
-from pilotfish.protocol.errors import BrokerUnreachable, SettingsError
+from pilotfish.protocol.errors import BrokerUnreachable, ModelError, SettingsError
 from pilotfish.protocol.settings import Settings, load, redacted
 from pilotfish.protocol.transport import checked
 
@@ -162,10 +166,21 @@ def models(settings: Settings) -> Iterator[Check]:
     missing = [side for side in ("target", "draft") if not list((folder / side).glob("*.safetensors"))]
     detail = f"{' and '.join(missing)} missing in {folder}" if missing else "target and draft"
     yield Check("demo models", not missing, detail, "install pilotfish again" if missing else "")
-    if (draft := settings.draft_model) is not None:
-        yield Check(
-            "draft_model", draft.is_file(), str(draft), "" if draft.is_file() else "no such file: correct draft_model"
-        )
+    if draft := with_preset(settings).draft_model:
+        yield _draft(settings, draft)
+
+
+def _draft(settings: Settings, named: str) -> Check:
+    """The draft that is set: a file, or one of a hub that is here, or will be fetched."""
+    if not is_hub_name(named):
+        there = Path(named).is_file()
+        return Check("draft_model", there, named, "" if there else "no such file: correct draft_model")
+    try:
+        found = ModelStore((settings.cache_dir or cache_dir()) / "models").find(hub_name(named))
+    except ModelError as error:
+        return Check("draft_model", False, named, str(error))
+    fetch = f"the first start fetches it; `pilotfish models pull {named}` does so now"
+    return Check("draft_model", True if found else None, str(found or named), "" if found else fetch)
 
 
 LOOKS: tuple[Callable[[], Iterator[Check]], ...] = (python, packages, engines, hardware, redis_program)

@@ -23,6 +23,7 @@ from pilotfish.cli import (
     chat,
     config,
     demo,
+    health,
     models,
     queue,
     run,
@@ -62,6 +63,7 @@ app.command()(calibrate.calibrate)
 app.command()(bench.bench)
 app.add_typer(ablate.app, name="ablate")
 app.command()(config.doctor)
+app.command()(health.health)
 app.add_typer(config.app, name="config")
 
 

@@ -42,7 +42,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "round_timeout_ms": (int, "a round is sent again after this many ms"),
     "resends": (int, "how often a round is sent again before the cloud counts as lost"),
     "pad_messages": (bool, "pad jobs and verdicts to fixed sizes, which then tell nothing"),
-    "draft_model": (str, "GGUF file of the draft; unset: the demo draft"),
+    "draft_model": (str, "GGUF file of the draft, or hf://…; unset: the demo draft"),
     "draft_threads": (int, "CPU threads of the draft; unset: by cores"),
     "edge_cache_mb": (float, "memory of the draft's saved KV states; 0: keep none"),
     "edge_cache_disk_mb": (float, "disk for them, kept across restarts; 0: none"),
@@ -59,7 +59,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "serve_waiting": (int, "requests that may wait; more are told to come back"),
     "metrics_port": (int, "port of metrics and health alone; unset: none"),
     "engine": (str, "auto: vLLM if installed, else llamacpp; fake, or one of your own"),
-    "target_model": (str, "folder, GGUF file or model name; unset: the demo target"),
+    "target_model": (str, "folder or GGUF file of the target, or hf://…; unset: the demo target"),
     "dtype": (str, "numbers the target computes in", "float32|bfloat16|float16"),
     "draft_max": (int, "longest draft a worker takes in one round"),
     "max_sessions": (int, "sessions a worker serves at a time"),
@@ -74,6 +74,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
         "prefix|load|off",
     ),
     "cache_key": (str, "keeps tenants' caches apart; unset: one that workers share"),
+    "preset": (str, "a known pair of models from a hub, as in docs/models.md", "qwen2.5-7b|qwen3-8b|llama3.1-8b"),
+    "offline": (bool, "fetch no models; use what is here"),
     "kv_reuse": (bool, "use KV again, on both sides; off: every round and turn is computed anew"),
     "context": (int, "longest prompt and answer together, in tokens"),
     "cores": (str, "CPU cores of this process's engine, as in 0,1; unset: all"),
@@ -98,7 +100,8 @@ TARGET = (
     "engine_args", "routing", "cache_key",
 )  # fmt: skip
 TENANTS = ("tenant_mb",)
-MACHINE = ("kv_reuse", "context", "cores", "cache_dir")
+MODELS = ("preset", "offline", "cache_dir")
+MACHINE = ("kv_reuse", "context", "cores", *MODELS)
 ACCESS = ("serve_host", "api_key", "metrics_key", "allowed_hosts", "metrics_port")
 SERVE = (*ACCESS, "keys_file", "serve_port", "serve_requests", "serve_waiting")
 TRACE = ("log_format", "otlp_endpoint")

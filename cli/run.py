@@ -105,10 +105,21 @@ def agent(settings: Settings, serve: Serve = False, until_eof: UntilEof = False)
     url = None if alone else redis_url(settings)
     if until_eof:
         end_with_parent()
+    fetch_draft(settings)
     with exporting("pilotfish-agent", settings.otlp_endpoint):
         ended_by = asyncio.run(_agent(settings, url, serve))
     if ended_by:
         raise typer.Exit(_code(ended_by))
+
+
+def fetch_draft(settings: Settings) -> None:
+    """A draft on a hub comes before the event loop runs, so that Ctrl-C ends a long download."""
+    from pilotfish.cache.hub_name import is_hub_name
+    from pilotfish.cache.presets import with_preset
+    from pilotfish.edge_agent.launch import draft_path
+
+    if is_hub_name(with_preset(settings).draft_model or ""):
+        draft_path(settings)
 
 
 async def _agent(settings: Settings, url: str | None, serve: bool) -> int:
@@ -209,8 +220,18 @@ def up(settings: Settings, serve: Serve = False) -> None:
     """Start all of it here: a private Redis unless REDIS_URL is set, a worker and an agent. Ctrl-C ends all."""
     import asyncio
 
+    if settings.preset or settings.draft_model or settings.target_model:
+        _fetch_both(settings)
     ended_by = asyncio.run(_up(settings, serve))
     raise typer.Exit(_code(ended_by))
+
+
+def _fetch_both(settings: Settings) -> None:
+    """Before anything is started that would wait for a download."""
+    from pilotfish.cloud_worker.launch import choose_engine, target_path
+
+    fetch_draft(settings)
+    target_path(settings, choose_engine(settings.engine))
 
 
 async def _up(settings: Settings, serve: bool) -> int:

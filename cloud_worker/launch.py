@@ -5,9 +5,13 @@ The one place of the cloud's side that reads settings. Raises ModelError with th
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pilotfish.cache.hub_fetch import model_path
+from pilotfish.cache.hub_name import hub_name, is_hub_name
+from pilotfish.cache.presets import with_preset
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.operations import HttpSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
@@ -24,9 +28,11 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
         raise ModelError(
             f"--engine-args are vLLM's, and the {engine} engine has none: leave them out, or --engine vllm"
         )
+    settings = with_preset(settings, engine)
+    path = target_path(settings, engine)
     spec = EngineSpec(
         engine=engine,
-        model=str(target_path(settings, engine)),
+        model=str(path),
         context=settings.context,
         draft_max=settings.draft_max,
         max_sessions=settings.max_sessions,
@@ -41,7 +47,7 @@ def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpe
     )
     key = settings.cache_key.get_secret_value() if settings.cache_key else ""
     return WorkerSpec(
-        redis_url, spec, name=name, model_name=_model_name(settings), routing=settings.routing, cache_key=key,
+        redis_url, spec, name=name, model_name=_model_name(settings, path), routing=settings.routing, cache_key=key,
         tenant_bytes=settings.tenant_mb << 20, http=http_spec(settings),
     )  # fmt: skip
 
@@ -71,13 +77,17 @@ def vllm_version() -> str:
 
 
 def target_path(settings: Settings, engine: str) -> Path:
-    """Model folder (vLLM) or GGUF file (llama.cpp) of the target; the demo's unless one is named."""
-    if engine not in ("vllm", "llamacpp"):  # what it means is that engine's own business
-        return Path(settings.target_model or "")
-    if settings.target_model:
-        return _existing(Path(settings.target_model).expanduser(), engine)
+    """Model folder (vLLM) or GGUF file (llama.cpp) of the target; the demo's unless one is named.
+
+    One on a hub is fetched if it is not here yet, which takes as long as it takes.
+    """
     from pilotfish.demo import pair
 
+    if engine not in ("vllm", "llamacpp"):  # what it means is that engine's own business
+        return Path(settings.target_model or "")
+    if named := with_preset(settings, engine).target_model:
+        models = (settings.cache_dir or pair.cache_dir()) / "models"
+        return _existing(model_path(named, models, offline=settings.offline), engine)
     return pair.TARGET_DIR if engine == "vllm" else pair.target_gguf()
 
 
@@ -92,5 +102,11 @@ def _existing(path: Path, engine: str) -> Path:
     return path
 
 
-def _model_name(settings: Settings) -> str:
-    return Path(settings.target_model).stem if settings.target_model else "demo-target"
+def _model_name(settings: Settings, path: Path) -> str:
+    """What agents call it: a repository's name, a file's without its ending, a folder's."""
+    named = settings.target_model
+    if not named:
+        return "demo-target"
+    if is_hub_name(named) and not (name := hub_name(named)).file:
+        return name.repo
+    return path.name if path.is_dir() else re.sub(r"-00001-of-\d{5}$", "", path.stem)

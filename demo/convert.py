@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def convert(folder: Path, out: Path, kind: str = "f32") -> None:
     from gguf import GGUFWriter, LlamaFileType
 
     config = json.loads((folder / "config.json").read_text())
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    part = out.with_name(f"{out.name}.{secrets.token_hex(4)}.part")  # containers that share a folder share process ids
     writer = GGUFWriter(str(part), config["model_type"])
     writer.add_name(f"pilotfish-demo-{folder.name}")
     writer.add_file_type(LlamaFileType.ALL_F32 if kind == "f32" else LlamaFileType.MOSTLY_F16)

@@ -12,6 +12,8 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pilotfish.cache.hub_fetch import model_path
+from pilotfish.cache.presets import with_preset
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
 from pilotfish.edge_agent.confidence import Ensemble, strategy
 from pilotfish.edge_agent.learned import Store
@@ -121,12 +123,13 @@ def learned_folder(settings: Settings) -> Path:
 
 
 def draft_path(settings: Settings) -> Path:
-    """GGUF file of the draft; the demo's is converted at first use."""
-    if settings.draft_model:
-        return settings.draft_model
-    from pilotfish.demo.pair import draft_gguf
+    """GGUF file of the draft; the demo's is converted at first use, one on a hub is fetched."""
+    from pilotfish.demo.pair import cache_dir, draft_gguf
 
-    return draft_gguf()
+    named = with_preset(settings).draft_model
+    if not named:
+        return draft_gguf()
+    return model_path(named, (settings.cache_dir or cache_dir()) / "models", offline=settings.offline)
 
 
 def default_name() -> str:

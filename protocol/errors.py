@@ -10,7 +10,9 @@
     ├── Overloaded                 too many requests at a time: try again (exit 3)
     ├── Draining                   this process is ending and takes nothing new: go to another (exit 3)
     ├── InvalidMessage             bytes from the wire that are not a message of ours
-    ├── ModelError                 a model file that cannot be loaded
+    ├── ModelError                 a model file that cannot be loaded (exit 2)
+    │   ├── HubError               a model hub has not, or does not give, what was named
+    │   │   └── HubUnreachable     nothing answers at the hub, or it is in trouble (exit 3)
     │   └── PairMismatch           draft and target disagree about the vocabulary
     ├── StateError                 a saved KV state is damaged
     │   └── BuildMismatch          another build of model or program saved it (exit 2)
@@ -112,6 +114,19 @@ class ModelError(PilotfishError):
 
     code = "bad_model"
     exit_code = 2
+
+
+class HubError(ModelError):
+    """A model hub has not, or does not give, what was named."""
+
+    code = "hub_refused"
+
+
+class HubUnreachable(HubError):
+    """Nothing answers at the hub, or it is in trouble; what came is kept, and the next try goes on from there."""
+
+    code = "hub_unreachable"
+    exit_code = 3
 
 
 class PairMismatch(ModelError):

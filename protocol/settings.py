@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+)
 
 from pilotfish.protocol.errors import SettingsError
 from pilotfish.protocol.messages import (
@@ -32,7 +41,7 @@ from pilotfish.protocol.messages import (
 
 ENV_PREFIX = "PILOTFISH_"
 ENV_CONFIG = "PILOTFISH_CONFIG"
-ENV_ALIASES = {"REDIS_URL": "redis_url"}  # a PILOTFISH_ variable of the same setting wins
+ENV_ALIASES = {"REDIS_URL": "redis_url", "HF_HUB_OFFLINE": "offline"}  # a PILOTFISH_ variable of the same setting wins
 
 
 def _redis_url(url: str) -> str:
@@ -48,6 +57,14 @@ def user_path(path: str | Path) -> Path:
 
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 UserPath = Annotated[Path, AfterValidator(user_path)]
+
+
+def _expanded(value: object) -> object:
+    return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
+
+
+ModelName = Annotated[str, BeforeValidator(_expanded)]  # a path, or hf://…
+Preset = Literal["qwen2.5-7b", "qwen3-8b", "llama3.1-8b"]  # what they are stands in cache/presets.py
 
 
 class Settings(BaseModel):
@@ -88,7 +105,7 @@ class Settings(BaseModel):
     pad_messages: bool = Field(False, description="pad jobs and verdicts to fixed sizes, which then tell nothing")
 
     # the device
-    draft_model: UserPath | None = Field(None, description="GGUF file of the draft; unset: the demo draft")
+    draft_model: ModelName | None = Field(None, description="GGUF file of the draft, or hf://…; unset: the demo draft")
     draft_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the draft; unset: by cores")
     strategy: Name = Field("margin", description="how the draft's confidence is read; ensemble: all together")
     strategies_off: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]*$")] = Field(
@@ -121,7 +138,9 @@ class Settings(BaseModel):
 
     # the cloud worker
     engine: Name = Field("auto", description="auto: vLLM if installed, else llamacpp; fake, or one of your own")
-    target_model: str | None = Field(None, description="folder, GGUF file or model name; unset: the demo target")
+    target_model: ModelName | None = Field(
+        None, description="folder or GGUF file of the target, or hf://…; unset: the demo target"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="numbers the target computes in")
     draft_max: int = Field(16, ge=1, le=MAX_DRAFT, description="longest draft a worker takes in one round")
     max_sessions: int = Field(64, ge=1, le=100_000, description="sessions a worker serves at a time")
@@ -139,6 +158,8 @@ class Settings(BaseModel):
     cache_key: SecretStr | None = Field(None, description="keeps tenants' caches apart; unset: one that workers share")
 
     # both sides
+    preset: Preset | None = Field(None, description="a known pair of models from a hub, as in docs/models.md")
+    offline: bool = Field(False, description="fetch no models; use what is here")
     kv_reuse: bool = Field(True, description="use KV again, on both sides; off: every round and turn is computed anew")
     context: int = Field(4096, ge=16, le=MAX_CONTEXT, description="longest prompt and answer together, in tokens")
     cores: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = Field(

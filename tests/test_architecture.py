@@ -33,6 +33,7 @@ OWNERS = {
     "matplotlib": [],  # only in functions of bench.ablation.plots
     "starlette": ["edge_agent.http.*"],
     "uvicorn": ["protocol.http_server"],
+    "huggingface_hub": [],  # only in functions of cache.hub_*
     "torch": ["cloud_worker.engines.torch_sampling", "cloud_worker.engines.vllm_*", "demo.*"],
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}  # reading them runs what a stranger wrote

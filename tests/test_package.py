@@ -1,19 +1,20 @@
-"""What is installed and shipped: the wheel, the locks, the compose file."""
+"""What is installed and shipped: the wheel and the locks."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -94,20 +95,6 @@ def test_the_extras_name_the_engines_versions() -> None:
     assert {"edge", "embedded", "dev"} <= extras.keys()
 
 
-def test_the_compose_file_holds_a_redis_a_worker_and_an_agent() -> None:
-    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
-    services = compose["services"]
-    assert {"redis", "worker", "agent"} == {name for name, service in services.items() if "profiles" not in service}
-    for service in services.values():
-        assert "build" in service or re.search(r":v?[0-9.]+$", service["image"]), "an image has a version"
-        for wanted in service.get("depends_on", {}):
-            assert wanted in services
-        for volume in service.get("volumes", []):
-            source = volume.partition(":")[0]
-            assert source in compose["volumes"] or (ROOT / source).exists()
-    assert all((ROOT / service["build"]["dockerfile"]).is_file() for service in services.values() if "build" in service)
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the sources; the copy is gone afterwards."""
@@ -136,16 +123,69 @@ def test_the_wheel_puts_nothing_generic_into_site_packages(wheel: Path) -> None:
     assert not [name for name in names if "/tests/" in name or name.endswith(".gguf")]
 
 
+@pytest.fixture(scope="module")
+def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel in it, and this one's libraries (but not its editable install) in sight."""
+    home = tmp_path_factory.mktemp("elsewhere")
+    venv.create(home, with_pip=False)
+    python = home / "bin/python"
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--no-build-isolation", str(wheel)], check=True, env=bare())
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not read
+    return home
+
+
+def bare() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PILOTFISH", "REDIS"))}
+
+
+def run_there(elsewhere: Path, *command: str) -> str:
+    program, *arguments = command
+    ran = subprocess.run(
+        [str(elsewhere / "bin" / program), *arguments], cwd="/", env=bare(), capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 @pytest.mark.slow
-def test_the_wheel_works_where_the_sources_are_not(wheel: Path, tmp_path: Path) -> None:
-    """With -I and -S the editable install of this checkout is out of sight."""
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+def test_the_wheel_works_where_the_sources_are_not(elsewhere: Path) -> None:
     code = f"""
-import sys
-sys.path[:0] = [{str(site)!r}, {sysconfig.get_path("purelib")!r}]
-import pilotfish.protocol.settings, pilotfish.cli.redis_server, pilotfish.edge_agent.session, pilotfish.cloud_worker
-assert pilotfish.__file__.startswith({str(site)!r}), pilotfish.__file__
+import importlib
+for name in {listed()}:
+    assert importlib.import_module(name).__file__.startswith({str(elsewhere)!r}), name
 """
-    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, cwd=tmp_path)
+    run_there(elsewhere, "python", "-c", code)
+    assert run_there(elsewhere, "pilotfish", "--version").strip() == PROJECT["project"]["version"]
+    assert "demo" in run_there(elsewhere, "pilotfish", "demo", "--help")
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_demo_pair_and_the_page(elsewhere: Path) -> None:
+    code = f"""
+from importlib.resources import files
+from pathlib import Path
+from pilotfish.demo import pair
+from pilotfish.cloud_worker.engines.hf_vocabulary import read_vocabulary
+assert all((folder / "model.safetensors").stat().st_size > 1_000_000 for folder in (pair.TARGET_DIR, pair.DRAFT_DIR))
+assert len(read_vocabulary(pair.TARGET_DIR)) > 1000
+assert pair.target_gguf.__module__ and Path({str(elsewhere)!r}) in pair.EVAL_FILE.parents and pair.EVAL_FILE.is_file()
+assert "<html" in files("pilotfish.edge_agent.http").joinpath("page.html").read_text()
+"""
+    run_there(elsewhere, "python", "-c", code)
+
+
+def test_the_changelog_has_a_section_for_this_version() -> None:
+    version = re.escape(PROJECT["project"]["version"])
+    assert re.search(rf"(?m)^## {version} - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/models.md"])
+def test_the_extras_that_the_docs_name_are_there(page: str) -> None:
+    named = {
+        extra
+        for group in re.findall(r"pilotfish\S*\[([\w,-]+)\]", (ROOT / page).read_text())
+        for extra in group.split(",")
+    }
+    assert named <= PROJECT["project"]["optional-dependencies"].keys()

@@ -83,6 +83,21 @@ def test_the_vocabulary_alone(model: LlamaModel, model_file: Path) -> None:
         assert vocabulary.apply_chat_template("x") == model.apply_chat_template("x")
 
 
+def test_a_split_file_is_one_model_and_its_digest_is_of_all_parts(context: LlamaContext, tmp_path: Path) -> None:
+    first = write_tiny_gguf(tmp_path / "tiny.gguf", split=12)
+    *_, last = parts = sorted(tmp_path.glob("tiny-*.gguf"))
+    assert (first, len(parts)) == (parts[0], 3)
+    with LlamaModel(first) as split:
+        with LlamaContext(split, n_ctx=256, sequences=1, n_batch=128, outputs=40) as same:
+            assert np.array_equal(decode(same, IDS[:40]), decode(context, IDS[:40]))
+        before = split.digest
+        last.write_bytes(last.read_bytes()[:-1] + b"!")
+        assert split.digest != before
+        last.unlink()
+        with pytest.raises(ModelError, match="There is no model file at .*-00003-of-00003"):
+            _ = split.digest
+
+
 def test_digest_is_of_the_content(model: LlamaModel, tmp_path: Path) -> None:
     with LlamaModel(write_tiny_gguf(tmp_path / "same.gguf")) as same:
         assert same.digest == model.digest

@@ -19,11 +19,14 @@ TEMPLATE = (
 VOCAB = 320
 
 
-def write_tiny_gguf(path: Path, seed: int = 0, half: bool = False, hidden: int = 64) -> Path:
-    """Write the model and return `path`; `half` stores its matrices as F16, K-quants need `hidden` 256."""
+def write_tiny_gguf(path: Path, seed: int = 0, half: bool = False, hidden: int = 64, split: int = 0) -> Path:
+    """Write the model and return `path`; `half` stores its matrices as F16, K-quants need `hidden` 256.
+
+    `split` tensors go into each file; returned is the first of them.
+    """
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(str(path), "qwen3")
+    writer = GGUFWriter(str(path), "qwen3", split_max_tensors=split)
     writer.add_name(f"tiny-{seed}")
     _write_shape(writer, hidden)
     _write_vocabulary(writer)
@@ -33,7 +36,7 @@ def write_tiny_gguf(path: Path, seed: int = 0, half: bool = False, hidden: int =
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if split else path
 
 
 def _write_shape(writer: Any, hidden: int) -> None:
