@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -102,13 +104,31 @@ def test_a_quick_run_of_all_modes_on_the_demo_pair(quick: CompletedProcess[str])
     assert all(texts[key] == texts["cloud_only", *key[1:]] for key in exact)
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(280)
+def test_a_run_with_vllm_says_the_same_with_drafts_and_without(tmp_path: Path) -> None:
+    asked = [{"prompt": f"Add {number} and 57.", "answer": f"{number} + 57 = {number + 57}"} for number in (348, 120)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    words = ("--engine", "vllm", "--modes", "no_confidence,cloud_only", "--rtt", "0", "--seeds", "1", "--lessons", "0")
+    ran = measured(
+        *words, "--prompts", str(tmp_path / "mine.jsonl"), "--max-tokens", "24", "--out", str(tmp_path / "run")
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert (told["requests"], told["failed"]) == (3 * 2, 0)
+    records = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
+    texts = {(one["variant"], one["prompt"]): one["ids"] for one in records}
+    assert all(texts["no_confidence", number] == texts["cloud_only", number] for number in (1, 2))
+
+
 @pytest.fixture
 def quick(tmp_path: Path) -> CompletedProcess[str]:
     """Three minutes are what the issue allows; a busy machine of two cores takes about two."""
-    import subprocess
-    import sys
+    return measured("--quick", "--engine", "llamacpp", "--out", str(tmp_path / "run"))
 
-    words = ("ablate", "run", "--quick", "--engine", "llamacpp", "--out", str(tmp_path / "run"), "--json")
-    return subprocess.run(
-        [sys.executable, "-m", "pilotfish.cli.main", *words], capture_output=True, text=True, timeout=240
-    )
+
+def measured(*words: str) -> CompletedProcess[str]:
+    """`ablate run`, for as long as it takes."""
+    program = [sys.executable, "-m", "pilotfish.cli.main", "ablate", "run", "--json"]
+    return subprocess.run([*program, *words], capture_output=True, text=True, timeout=240)

@@ -12,7 +12,7 @@ from http_rigs import MODEL, Served, alone, api
 from rigs import draws
 
 from pilotfish.cloud_worker.engines.fake import fake_logprob
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.edge_agent.http.bodies import WISHES
 from pilotfish.protocol.messages import Sampling
 
@@ -128,7 +128,12 @@ async def test_every_wish_of_our_block_reaches_the_generation(both: Served, monk
             "draft_tokens": 3, "deadline_ms": 9000}  # fmt: skip
     begun, agent = list[Task](), both.service.agent
     open_ = agent.open
-    monkeypatch.setattr(agent, "open", lambda task, *more: begun.append(task) or open_(task, *more))  # type: ignore[func-returns-value]
+
+    def opened(task: Task, *more: Any) -> Generation:
+        begun.append(task)
+        return open_(task, *more)
+
+    monkeypatch.setattr(agent, "open", opened)
     answer = await both.chat(logprobs=True, extra_body={"pilotfish": wish})
     assert set(wish) == set(WISHES)
     assert all(getattr(begun[0], name) == value for name, value in wish.items() if name != "deadline_ms")
