@@ -60,6 +60,11 @@ class Measured:
         """From one draft's begin to the next (Little's law over the whole cycle)."""
         return 1000 * self.edges / self.rounds_per_s
 
+    @property
+    def cores(self) -> float:
+        """Processor time of all parts but the engine, in cores."""
+        return self.rounds_per_s * (self.redis_ms + self.worker_ms + self.host_ms) / 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Presence:

@@ -94,6 +94,7 @@ def start_core(threads: int, extra: Mapping[str, Any], **settings: Any) -> Engin
 def _engine_core(threads: int, extra: Mapping[str, Any], num_speculative_tokens: int, **settings: Any) -> EngineCore:
     """As vllm/v1/engine/llm_engine.py from_engine_args and core_client.py InprocClient make it."""
     import torch
+    from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor import Executor
@@ -103,6 +104,8 @@ def _engine_core(threads: int, extra: Mapping[str, Any], num_speculative_tokens:
         raise ModelError(
             f"vLLM {VERSION} has no engine argument {names}: --engine-args takes the fields of its EngineArgs"
         )
+    if connector := extra.get("kv_transfer_config"):
+        extra = {**extra, "kv_transfer_config": KVTransferConfig(**connector)}
     torch.set_num_threads(threads)
     config = EngineArgs(
         skip_tokenizer_init=True,

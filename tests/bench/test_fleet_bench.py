@@ -39,6 +39,9 @@ def test_a_prediction_is_held_against_what_was_measured() -> None:
     said = simulate(COSTS, Fleet(16)).rounds_per_s
     told_of = check(COSTS, Measured(16, said / 1.1, 8, 0.2, 0.6, 0, 12, 0.75))
     assert told_of["error"] == pytest.approx(0.1, abs=0.01)
+    assert told_of["counts"]
+    full = check(COSTS, Measured(16, said / 2, 8, 0.2, 0.6, 1e6, 12, 0.75))
+    assert not full["counts"], "the machine had no core left for it"
 
 
 def test_a_fleet_of_the_right_size_keeps_up_and_one_of_each_does_not() -> None:

@@ -53,6 +53,16 @@ def test_every_name_we_know_is_one_of_the_installed_vllm() -> None:
 
 
 @pytest.mark.vllm
+def test_the_lmcache_of_the_docs_is_a_connector_of_the_installed_vllm() -> None:
+    from vllm.config import KVTransferConfig
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    config = KVTransferConfig(**vllm_args.read(LMCACHE)["kv_transfer_config"])
+    assert config.kv_connector in KVConnectorFactory._registry
+    assert config.is_kv_transfer_instance
+
+
+@pytest.mark.vllm
 def test_an_argument_reaches_the_engine_and_an_unknown_one_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
     from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
 
