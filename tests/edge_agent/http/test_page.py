@@ -61,6 +61,18 @@ async def answered(seen: Browser) -> None:
 
 
 @in_browser
+async def test_a_question_asked_before_the_page_knows_the_agent_is_answered(redis_url: str, tmp_path: Path) -> None:
+    async with api(redis_url, prompts=True) as one, page(one, tmp_path) as seen:
+        await seen.until("document.getElementById('model').options.length")
+        await seen.js("for (const name of ['model', 'mode']) document.getElementById(name).replaceChildren()")
+        await seen.js("document.getElementById('text').value = 'hello'; document.getElementById('send').click()")
+        assert not await seen.js("document.querySelectorAll('.turn').length")
+        await seen.js("offered = ''")  # as it is before the first answer
+        await answered(seen)
+        assert not await seen.js("document.querySelectorAll('.cost.failed').length")
+
+
+@in_browser
 async def test_every_token_shows_its_origin_and_corrections_are_seen(redis_url: str, tmp_path: Path) -> None:
     async with api(redis_url, prompts=True) as one, page(one, tmp_path) as seen:
         await seen.js("document.getElementById('keep').checked = true")
