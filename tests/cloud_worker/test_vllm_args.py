@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from pathlib import Path
+
 import pytest
 from contracts.tiny_hf import write_tiny_model
 
 from pilotfish.cloud_worker.engines import vllm_args
+from pilotfish.cloud_worker.engines.base import VerifyRequest
 from pilotfish.cloud_worker.launch import worker_spec
 from pilotfish.protocol.errors import ModelError
 from pilotfish.protocol.settings import load
@@ -54,12 +59,45 @@ def test_every_name_we_know_is_one_of_the_installed_vllm() -> None:
 
 @pytest.mark.vllm
 def test_the_lmcache_of_the_docs_is_a_connector_of_the_installed_vllm() -> None:
-    from vllm.config import KVTransferConfig
-    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations, while it loads
+        from vllm.config import KVTransferConfig
+        from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     config = KVTransferConfig(**vllm_args.read(LMCACHE)["kv_transfer_config"])
     assert config.kv_connector in KVConnectorFactory._registry
     assert config.is_kv_transfer_instance
+
+
+@pytest.mark.vllm
+def test_a_kv_connector_of_vllms_runs_under_our_scheduler_and_changes_no_draw(tmp_path: Path) -> None:
+    """vLLM's example, which keeps blocks in a folder: LMCache itself wants a GPU."""
+    model, store = write_tiny_model(tmp_path / "target", vocab=256, context=256), tmp_path / "kv"
+    store.mkdir()
+    connector = {
+        "kv_connector": "ExampleConnector", "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(store)},
+    }  # fmt: skip
+    plain = _written(model, "")
+    assert _written(model, json.dumps({"kv_transfer_config": connector})) == plain
+    assert any(store.iterdir()), "the connector was given the blocks"
+
+
+def _written(model: Path, engine_args: str) -> tuple[list[int], str]:
+    """Draws of one engine after a prompt of two blocks, and its fingerprint."""
+    from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
+
+    engine = VllmVerifier(
+        model, context=128, draft_max=4, max_sessions=2, threads=1, kv_blocks=64, engine_args=engine_args
+    )
+    try:
+        engine.submit(VerifyRequest("r", "s", list(range(70)), [], continue_tokens=6))
+        draws = list[int]()
+        while engine.busy:
+            draws += [draw for event in engine.step() for draw in event.draws]
+        return draws, engine.info.fingerprint
+    finally:
+        engine.close()
 
 
 @pytest.mark.vllm
