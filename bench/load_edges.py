@@ -58,7 +58,9 @@ async def connected(url: str, heard: Callable[[Any], None]) -> Raw:
     """A connection that has said its password; the answer to that is dropped."""
     parts, loop = urlsplit(url), asyncio.get_running_loop()
     said: asyncio.Future[Any] = loop.create_future()
-    _, raw = await loop.create_connection(lambda: Raw(said.set_result), parts.hostname or "", parts.port or 6379)
+    _, raw = await loop.create_connection(
+        lambda: Raw(said.set_result), parts.hostname or "127.0.0.1", parts.port or 6379
+    )
     raw.send("AUTH", *filter(None, (unquote(parts.username or ""), unquote(parts.password or ""))))
     await said
     raw.heard = heard

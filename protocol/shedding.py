@@ -109,9 +109,7 @@ class Shedding:
         self.ingress = ingress
         self._depths = ingress.redis.register_script(DEPTHS)
         self._refuse = ingress.redis.register_script(REFUSE)
-        self._heads: dict[
-            str, tuple[int, int, float]
-        ] = {}  # tenant -> when its oldest came, when that was so, its pace
+        self._heads: dict[str, tuple[int, int, float]] = {}  # tenant -> when its oldest came, when we looked, pace
 
     async def shed(self, *, full: bool) -> int:
         """Every SWEEP_MS; one that is `full` reads nothing, so it looks at everyone. Returns how many went."""
