@@ -64,6 +64,7 @@ async def _measure(sizes: Sizes) -> Report:
     growth = {str(count): await _growth(count, sizes.growth) for count in (1, 2, 4)}
     overload = await _overload(growth["1"]["jobs_per_second"], sizes.overload)
     flood = await _flood(sizes.flood, sizes.flood_blocks)
+    stated["redis_server"] = calm.pop("redis_server")
     stated["load_average_after"] = load_average()
     figures = {"calm": calm, "growth": growth, "overload": overload, "flood": flood}
     return Report("load", stated, figures, _targets(figures))
@@ -169,6 +170,7 @@ async def _calm(seconds: float) -> dict[str, Any]:
         found = await _counted(bench, tenants, seconds)
         latency = [value for tenant in tenants for value in tenant.seen.latency]
         overhead = [value for tenant in tenants for value in tenant.seen.overhead]
+        found["redis_server"] = str(bench.control.info("server")["redis_version"])  # type: ignore[index]
     return {**found, "latency": spread(latency), "overhead": spread(overhead)}
 
 
