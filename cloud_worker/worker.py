@@ -91,6 +91,7 @@ class StreamWorker(Worker):
         self.bounds = bounds or Bounds(ingress.redis, ingress.target, ingress.worker, TENANT_BYTES)
         self.shedding = Shedding(ingress)
         self._sweeper: asyncio.Task[None] | None = None
+        self._shedder: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
 
     @property
@@ -108,8 +109,10 @@ class StreamWorker(Worker):
         """Pick up what is there, or wait for it. A lost Redis is waited out, not died of."""
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep_for_ever())
-        if self._sweeper.done():
-            self._sweeper.result()  # without a sweep every lease would run out in silence
+            self._shedder = asyncio.create_task(self._shed_for_ever())
+        for task in (self._sweeper, self._shedder):
+            if task and task.done():
+                task.result()  # without a sweep every lease would run out in silence
         if self.credit:
             await self._wait_for_jobs()
         else:
@@ -162,10 +165,18 @@ class StreamWorker(Worker):
             await self._through(self._sweep)
             await asyncio.sleep(keys.SWEEP_MS / 1000)
 
+    async def _shed_for_ever(self) -> None:
+        """Beside the sweep: refusals take their time, leases do not."""
+        while True:
+            if self.allow_pick_jobs:
+                await self._through(self._shed)
+            await asyncio.sleep(keys.SWEEP_MS / 1000)
+
+    async def _shed(self) -> None:
+        await self.shedding.shed(full=not self.credit)
+
     async def _sweep(self) -> None:
         await self.ingress.settle()
-        if self.allow_pick_jobs:
-            await self.shedding.shed(full=not self.credit)
         for delivery in await self.ingress.sweep(self.credit):
             self.begin(delivery)
         if self.router and self.allow_pick_jobs and not self.job_counter:
@@ -302,7 +313,7 @@ class StreamWorker(Worker):
         Replaces arq's, which would not survive a Redis that is away.
         """
         self.allow_pick_jobs = False
-        ending = (self._sweeper, self._picking, *self.ingress.hang_up(), *self.tasks.values())
+        ending = (self._sweeper, self._shedder, self._picking, *self.ingress.hang_up(), *self.tasks.values())
         await end_tasks(task for task in ending if task)
         if self.router:
             await self.router.feed.stop()

@@ -23,12 +23,15 @@ class FairShare:
         self.weight = weight
         self._counters: dict[str, float] = {}
         self._mean_rows: dict[str, float] = {}  # of one job
+        self._served: dict[str, int] = {}  # when it was served last, in jobs: equals take turns
+        self._jobs = 0
 
     def keep(self, tenants: Collection[str]) -> None:
         """Forget all others."""
         for gone in self._counters.keys() - set(tenants):
             del self._counters[gone]
             self._mean_rows.pop(gone, None)
+            self._served.pop(gone, None)
 
     def lift(self, tenant: str, active: Iterable[str]) -> None:
         """A tenant that was idle asks again, beside those that are active: what it did not use is gone."""
@@ -38,23 +41,28 @@ class FairShare:
     def charge(self, tenant: str, rows: float) -> None:
         """It was served so many rows."""
         self._counters[tenant] = self._counters.get(tenant, 0.0) + rows / self.weight(tenant)
+        self._jobs += 1
+        self._served[tenant] = self._jobs
         mean = self._mean_rows.get(tenant, float(rows))
         self._mean_rows[tenant] = mean + _MEMORY * (rows - mean)
 
     def order(self, tenants: Iterable[str]) -> list[str]:
-        """Who is owed most comes first."""
-        return sorted(tenants, key=lambda tenant: (self._counters.get(tenant, 0.0), tenant))
+        """Who is owed most comes first, among equals who was served longest ago."""
+        return sorted(tenants, key=self._owed)
+
+    def _owed(self, tenant: str) -> tuple[float, int, str]:
+        return self._counters.get(tenant, 0.0), self._served.get(tenant, 0), tenant
 
     def turns(self, tenants: Iterable[str], count: int) -> list[str]:
         """Whose jobs the next `count` places are for, should all of them wait, by what their jobs usually cost."""
-        heap = [(self._counters.get(tenant, 0.0), tenant) for tenant in tenants]
+        heap = [self._owed(tenant) for tenant in tenants]
         heapq.heapify(heap)
         found: list[str] = []
         while heap and len(found) < count:
-            counter, tenant = heap[0]
+            counter, _, tenant = heap[0]
             found.append(tenant)
             step = max(1.0, self._mean_rows.get(tenant, 1.0)) / self.weight(tenant)
-            heapq.heapreplace(heap, (counter + step, tenant))
+            heapq.heapreplace(heap, (counter + step, self._jobs + len(found), tenant))
         return found
 
 

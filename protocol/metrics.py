@@ -9,7 +9,7 @@
     worker  pilotfish_engine_rows_total                   -            positions the engine computed for them
     worker  pilotfish_engine_steps_total                  -            forward passes they took part in
     worker  pilotfish_engine_restarts_total               -            engine child processes started again
-    worker  pilotfish_shed_jobs_total                     reason       jobs refused unread: expired, stale, overloaded
+    worker  pilotfish_shed_jobs_total                     outcome      jobs refused unread: expired, stale, overloaded
     worker  pilotfish_trimmed_jobs_total                  -            jobs dropped unread: a stream over its bound
     worker  pilotfish_evicted_keys_total                  -            keys removed: a tenant over its bound, or junk
     worker  pilotfish_routes_total                        outcome      session starts: kept, passed_on, stolen
@@ -67,7 +67,7 @@ COMMITTED: Final = Counter("pilotfish_committed_tokens", "Draws asserted by verd
 ROWS: Final = Counter("pilotfish_engine_rows", "Positions the engine computed", registry=REGISTRY)
 STEPS: Final = Counter("pilotfish_engine_steps", "Forward passes of the engine", registry=REGISTRY)
 RESTARTS: Final = Counter("pilotfish_engine_restarts", "Engine processes started again", registry=REGISTRY)
-SHED: Final = Counter("pilotfish_shed_jobs", "Jobs refused unread under overload", ["reason"], registry=REGISTRY)
+SHED: Final = Counter("pilotfish_shed_jobs", "Jobs refused unread under overload", ["outcome"], registry=REGISTRY)
 TRIMMED: Final = Counter("pilotfish_trimmed_jobs", "Jobs dropped unread, stream over its bound", registry=REGISTRY)
 EVICTED: Final = Counter("pilotfish_evicted_keys", "Keys removed, tenant over its bound or junk", registry=REGISTRY)
 ROUTES: Final = Counter("pilotfish_routes", "Session starts by where they went", ["outcome"], registry=REGISTRY)

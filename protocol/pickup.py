@@ -87,7 +87,7 @@ class PickUp(Answers):
         """
         if found := self._found():
             return found
-        tenants = self._with_room(count)
+        tenants, count = self._with_room(count)
         if len(self.tenants) > 1:
             count = min(count, AT_ONCE)
         if len(tenants) < len(self.tenants):
@@ -131,16 +131,18 @@ class PickUp(Answers):
 
     # --- whom to ask -----------------------------------------------------------------------------------------
 
-    def _with_room(self, count: int) -> list[str]:
-        """Tenants to take more jobs from: within their quota, the last places only for those of whom we hold none.
+    def _with_room(self, count: int) -> tuple[list[str], int]:
+        """Tenants within their quota to take more jobs from, and how many; the last places are for those without any.
 
         So one tenant may fill a worker as long as nobody else asks, and never keeps the others out.
         """
         tenants = [tenant for tenant in self._read_tenants() if not self.usage.over(tenant)]
         holding = {delivery.tenant for delivery in self.held.values()}
         others = sum(tenant not in holding for tenant in tenants)
-        enough = count > reserved(len(self.held) + count, others)
-        return [tenant for tenant in tenants if enough or tenant not in holding]
+        kept = reserved(len(self.held) + count, others)
+        if count > kept:
+            return tenants, count - kept
+        return [tenant for tenant in tenants if tenant not in holding], count
 
     def _group_of(self, tenant: str) -> int:
         """Tenants of one group are read together."""

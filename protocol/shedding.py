@@ -24,11 +24,12 @@ from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import Refusal, RefusalCode, ScoreJob, ToWorker, VerifyJob
 
 PATIENCE_MS: Final = 1_000  # an edge sends a round again after five times that
-SHED_MAX: Final = 256  # refused in one sweep
+SHED_MAX: Final = 256  # refused after one look
 DECODED_AT_ONCE: Final = 8
-SHED_AT_ONCE: Final = 4  # then whoever waits for the event loop has its turn
+SHED_AT_ONCE: Final = 4
+PAUSE_SECONDS: Final = 0.004  # between two of those: who floods must not have the event loop either
 _MEMORY: Final = 0.5  # of the newest look in a queue's pace
-OLD_MAX: Final = 64  # looked at for stale and expired ones, of one stream
+OLD_MAX: Final = 32  # looked at for stale and expired ones, of one stream
 
 #: depths(KEYS: streams; ARGV: group) -> for each: jobs nobody has taken, id of the oldest of them or ""
 DEPTHS: Final = """
@@ -52,12 +53,19 @@ end
 return told
 """
 
-#: refuse(KEYS: stream, reply stream; ARGV: group, entry id, refusal) -> 1, or 0 when somebody has taken or ended it.
+#: refuse(KEYS: for each job its stream and its reply stream; ARGV: group, then for each job its id and the refusal)
+#: -> for each 1, or 0 when somebody has taken or ended it.
 REFUSE: Final = f"""{TELL}
-if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) > 0 then return 0 end
-if redis.call('XDEL', KEYS[1], ARGV[2]) == 0 then return 0 end
-tell(KEYS[2], ARGV[3])
-return 1
+local told = {{}}
+for i = 1, #KEYS, 2 do
+  local id = ARGV[i + 1]
+  told[#told + 1] = 0
+  if #redis.call('XPENDING', KEYS[i], ARGV[1], id, id, 1) == 0 and redis.call('XDEL', KEYS[i], id) == 1 then
+    tell(KEYS[i + 1], ARGV[i + 2])
+    told[#told] = 1
+  end
+end
+return told
 """
 
 
@@ -101,12 +109,10 @@ class Shedding:
         self.ingress = ingress
         self._depths = ingress.redis.register_script(DEPTHS)
         self._refuse = ingress.redis.register_script(REFUSE)
-        self._heads: dict[
-            str, tuple[int, int, float]
-        ] = {}  # tenant -> when its oldest came, when that was so, its pace
+        self._heads: dict[str, tuple[int, int, float]] = {}  # tenant -> when its oldest came, when we looked, pace
 
     async def shed(self, *, full: bool) -> int:
-        """Once in a sweep; one that is `full` reads nothing, so it looks at everyone. Returns how many went."""
+        """Every SWEEP_MS; one that is `full` reads nothing, so it looks at everyone. Returns how many went."""
         ingress = self.ingress
         waiting = [t for t in ingress.tenants if full or t in ingress.busy or ingress.usage.over(t)]
         if not waiting:
@@ -184,8 +190,8 @@ class Shedding:
         for place, delivery in enumerate(inorder):
             if job := _job(delivery):
                 jobs.append((delivery, job))
-            if place % DECODED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+            if place % DECODED_AT_ONCE == DECODED_AT_ONCE - 1:
+                await asyncio.sleep(PAUSE_SECONDS)
         return jobs
 
     def _sentence(self, tenant: str, depth: Depth) -> str:
@@ -199,18 +205,18 @@ class Shedding:
         shed = 0
         for first in range(0, len(going), SHED_AT_ONCE):
             some = going[first : first + SHED_AT_ONCE]
-            pipe = self.ingress.redis.pipeline(transaction=False)
+            names: list[str] = []
+            args: list[Any] = [keys.GROUP_WORKERS]
             for delivery, job, code in some:
                 sentence = overloaded if code == "overloaded" else f"{code} before a worker had room for it"
                 refusal = _refusal(self.ingress.worker, job, code, sentence)
-                told = encode(refusal, padded=is_padded(delivery.payload))
-                names = [delivery.stream, keys.replies(delivery.tenant, delivery.agent or job.agent)]
-                await self._refuse(keys=names, args=[keys.GROUP_WORKERS, delivery.entry_id, told], client=pipe)
-            gone = await pipe.execute()
+                names += [delivery.stream, keys.replies(delivery.tenant, delivery.agent or job.agent)]
+                args += [delivery.entry_id, encode(refusal, padded=is_padded(delivery.payload))]
+            gone = await self._refuse(keys=names, args=args)
             for (_, _, code), done in zip(some, gone, strict=True):
                 shed += done
                 metrics.SHED.labels(code).inc(done)
-            await asyncio.sleep(0)
+            await asyncio.sleep(PAUSE_SECONDS)
         return shed
 
 

@@ -51,9 +51,9 @@ def test_a_tenant_lifted_beside_nobody_keeps_its_counter() -> None:
     shares.charge("a", 50)
     shares.lift("a", [])
     shares.lift("b", ["a"])
-    assert shares.order(["b", "a"]) == ["a", "b"], "equal by counter, then by name"
-    shares.charge("a", 1)
-    assert shares.order(["b", "a"]) == ["b", "a"]
+    assert shares.order(["a", "b"]) == ["b", "a"], "of two that are equal, who was served longest ago comes first"
+    shares.charge("b", 1)
+    assert shares.order(["a", "b"]) == ["a", "b"]
 
 
 def test_who_left_is_forgotten() -> None:

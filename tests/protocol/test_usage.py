@@ -83,4 +83,4 @@ async def test_what_could_not_be_told_is_told_later(redis: Redis, monkeypatch: p
         with pytest.raises(TypeError):
             await usage.settle(0)
     await usage.settle(0)
-    assert float(await redis.hget(keys.use(TARGET, "acme"), ":rows")) < -300  # type: ignore[misc,arg-type]
+    assert float(await redis.hget(keys.use(TARGET, "acme"), ":rows")) < -300  # type: ignore[misc]

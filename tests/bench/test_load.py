@@ -1,0 +1,61 @@
+"""The edges of `bench load` speak the product's language, and its phases count what became of every job."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+
+import pytest
+from redis.asyncio import Redis
+from rigs import draws, worker
+
+from helpers import wait_until
+from pilotfish.bench import load_edges
+from pilotfish.bench.load_edges import ROWS, Tenant
+from pilotfish.protocol import keys, quota
+from pilotfish.protocol.codec import decode
+from pilotfish.protocol.messages import ToWorker
+
+load = importlib.import_module("pilotfish.bench.load")  # the package has a function of this name
+
+
+def test_a_job_is_one_that_an_edge_may_send_and_its_draft_is_right() -> None:
+    import msgpack
+
+    body = load_edges._body("edge", 3)
+    job = decode(msgpack.packb(body), ToWorker)
+    assert quota.rows(job) == ROWS
+    assert list(job.draft) == draws(job.ids, len(job.draft))
+
+
+@pytest.mark.slow
+async def test_every_job_is_answered_and_counted(redis_url: str, redis: Redis) -> None:
+    thinks, floods = Tenant("thinks", 4, 0.01), Tenant("floods", 4)
+    await redis.sadd(keys.TENANTS, "thinks", "floods")  # type: ignore[misc]  # typed for both clients at once
+    async with worker(redis_url):
+        for tenant in (thinks, floods):
+            await tenant.open(redis_url)
+            tenant.begin()
+        await floods.flood(200, 0.3)
+        await floods.flood(200, 0.1, deadline_ms=1)
+        thinks.stop()
+        await wait_until(lambda: not thinks.owed + floods.owed, "an answer to everything")
+    for tenant in (thinks, floods):
+        assert tenant.seen.codes.total() == tenant.seen.sent
+        assert len(tenant.seen.latency) == tenant.seen.codes["verdict"] == tenant.answered["verdict"] > 10
+        assert min(tenant.seen.overhead) > 0
+        tenant.close()
+    await asyncio.sleep(0)  # the connections close
+
+
+def test_the_targets_are_those_of_the_design() -> None:
+    spread = {"n": 5000, "p50_ms": 2.0, "p99_ms": 9.0}
+    figures = {
+        "calm": {"overhead": spread, "jobs_per_redis_core": 6000},
+        "growth": {"1": {"jobs_per_second": 100}, "4": {"jobs_per_second": 390}},
+        "overload": {"starved": 0, "unanswered": 0},
+        "flood": {"p95_ratio": 1.2, "blocks": [{}] * 4},
+    }
+    told = {target.name: target.met for target in load._targets(figures)}
+    assert {"p50_ms", "p99_ms", "jobs_per_second"} < told.keys()
+    assert [name for name, met in told.items() if not met] == ["flood_p95_ratio"]
