@@ -43,7 +43,7 @@ AUDITS_GOAL = 100
 class Sizes:
     """Requests of each part, random splits, and the temperatures at which all of it is done."""
 
-    calibration: int = 250
+    calibration: int = 400
     evaluation: int = 400
     live: int = 400
     splits: int = 300
@@ -152,6 +152,13 @@ def replay(recording: Recording, sizes: Sizes) -> dict[str, Any]:
         "splits": {
             f"{budget:g}": split_figures(counts, len(learnt), budget, sizes.splits) for budget in BUDGETS
         },
+        "share_of_hindsight_by_calibration_requests": {
+            str(size): {
+                f"{budget:g}": split_figures(counts, size, budget, sizes.splits)["share_of_hindsight"]
+                for budget in BUDGETS
+            }
+            for size in (50, 100, 250, 400) if size <= len(learnt)
+        },
         "calibration": calibration_figures(
             (joined(own[: len(learnt)]), labels), (on_asked[DEFAULT], agreed)
         ),
@@ -163,10 +170,6 @@ def targets(replayed: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) 
     """DESIGN section 11's names at a budget of 2 %, then what holds at every budget; the worst of all temperatures."""
     goal, strict = f"{GOAL_BUDGET:g}", f"gated {STRICT:g}"
     gated = [one[f"gated {goal}"] for one in live]
-    kept = {
-        f"{budget:g}": min(one["budgets"][f"{budget:g}"]["share_of_hindsight"] or 0.0 for one in replayed)
-        for budget in BUDGETS
-    }
     enough = min(one["tokens"]["asked"] for one in replayed) >= TOKENS_ENOUGH
     ratios = [one[strict]["accuracy"] / one["cloud_only"]["accuracy"] for one in live if strict in one]
     over = [
@@ -180,8 +183,14 @@ def targets(replayed: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) 
     return [
         target("unverified_share", min(one["unverified_share"] for one in gated), "of tokens", "> 0"),
         target("never_sent_share", min(one["never_sent_share"] for one in gated), "of tokens", "> 0"),
-        target("share_of_hindsight", kept[goal], "", ">= 0.9", enough=enough),
-        target("share_of_hindsight_any_budget", min(kept.values()), "", ">= 0.9", enough=enough),
+        target(
+            "share_of_hindsight", min(one["budgets"][goal]["share_of_hindsight"] or 0.0 for one in replayed),
+            "", ">= 0.9", enough=enough,
+        ),
+        target(
+            "share_of_hindsight_any_budget", min(one["share_of_hindsight"] for one in splits), "mean of splits",
+            ">= 0.9", enough=enough,
+        ),
         target("disagreement", max(one["disagreement"] for one in gated), "of tokens", f"<= {goal}", enough=enough),
         target("disagreement_of_budget", max(over), "of any budget", "<= 1", enough=enough),
         target(

@@ -118,7 +118,7 @@ def test_the_targets_are_the_worst_of_all_temperatures_and_budgets() -> None:
             "0.02": {"audits_p90": 20.0, "harmful": 30, "noticed": 30},
             "0.05": {"audits_p90": None, "harmful": 0, "noticed": 0},
         },
-        "splits": {"0.02": {"passed_share": 0.01, "splits": 300}},
+        "splits": {"0.02": {"passed_share": 0.01, "splits": 300, "share_of_hindsight": 0.95}},
     }
     run = {"cloud_only": live, "gated 0.02": live, "gated 0.005": live}
     found = {one.name: one for one in gate.targets([replayed], [run])}
