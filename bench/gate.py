@@ -45,13 +45,13 @@ class Sizes:
 
     calibration: int = 400
     evaluation: int = 400
-    live: int = 400
+    live: tuple[int, ...] = (400, 200)  # at each temperature
     splits: int = 300
     live_budgets: tuple[float, ...] = BUDGETS
     temperatures: tuple[float, ...] = (0.0, 0.7)
 
 
-QUICK = Sizes(60, 60, 20, 60, (GOAL_BUDGET,), (0.0,))
+QUICK = Sizes(60, 60, (20,), 60, (GOAL_BUDGET,), (0.0,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,9 @@ def run(*, quick: bool = False) -> Report:
     recordings = timed(seconds, "recording", lambda: {one: recorded(one) for one in sizes.temperatures})
     replayed = timed(seconds, "replay", lambda: {at: replay(one, sizes) for at, one in recordings.items()})
     evidence = {at: counted(one, DEFAULT).evidence(np.arange(len(one.learnt))).sums() for at, one in recordings.items()}
-    live = timed(
-        seconds, "live", lambda: gate_live.measure(
-            asked[: sizes.live], evidence, pair.target_gguf(), pair.draft_gguf(), strategies()[DEFAULT],
-            sizes.live_budgets,
-        ),
-    )  # fmt: skip
+    lived = {at: asked[:count] for at, count in zip(sizes.temperatures, sizes.live, strict=True)}
+    models = pair.target_gguf(), pair.draft_gguf(), strategies()[DEFAULT]
+    live = timed(seconds, "live", lambda: gate_live.measure(lived, evidence, *models, sizes.live_budgets))
     stated |= {"load_average_after": load_average(), "seconds": seconds}
     figures = {f"T={at:g}": {"replay": replayed[at], "live": live[at]} for at in sizes.temperatures}
     return Report("gate", stated, figures, targets(list(replayed.values()), list(live.values())))

@@ -37,7 +37,8 @@ from pilotfish.protocol.messages import Mode, Sampling
 
 DRAFT_MAX = 16
 DRAFT_TOKENS = 8
-CONCURRENT = 4
+CONCURRENT = 8
+EXACT_STRIDE = 4  # every so many questions in exact mode: it is told for its rows and steps alone
 
 
 class Settled(Learner):
@@ -57,10 +58,10 @@ class Setting:
 
 
 def measure(
-    questions: Sequence[Question], evidence: dict[float, Sums], target: Path, draft: Path, strategy: Strategy,
-    budgets: Sequence[float],
+    questions: dict[float, Sequence[Question]], evidence: dict[float, Sums], target: Path, draft: Path,
+    strategy: Strategy, budgets: Sequence[float],
 ) -> dict[float, dict[str, Any]]:  # fmt: skip
-    """By temperature (those of the evidence): figures of every setting by its name."""
+    """Questions and evidence by temperature; figures of every setting by its name."""
     own = engine_cores()
     spec = EngineSpec(
         "llamacpp", str(target), context=CONTEXT, draft_max=DRAFT_MAX, max_sessions=SESSIONS, threads=max(1, len(own)),
@@ -71,7 +72,7 @@ def measure(
 
 
 async def _measure(
-    url: str, spec: EngineSpec, questions: Sequence[Question], evidence: dict[float, Sums], draft: Path,
+    url: str, spec: EngineSpec, questions: dict[float, Sequence[Question]], evidence: dict[float, Sums], draft: Path,
     strategy: Strategy, budgets: Sequence[float],
 ) -> dict[float, dict[str, Any]]:  # fmt: skip
     async with worker(WorkerSpec(url, spec)):
@@ -83,7 +84,7 @@ async def _measure(
 
             async with agent(url, drafter, tokenizer, drafter.model.eog_ids) as running:
                 return {
-                    temperature: await _all(running, questions, temperature, learnt, budgets)
+                    temperature: await _all(running, questions[temperature], temperature, learnt, budgets)
                     for temperature, learnt in evidence.items()
                 }
 
@@ -100,13 +101,16 @@ async def _all(
         "exact": Setting("exact", temperature),
         **{f"gated {budget:g}": Setting("gated", temperature, budget) for budget in budgets},
     }
-    return {name: await _run(running, questions, setting) for name, setting in settings.items()}
+    return {
+        name: await _run(running, list(enumerate(questions))[:: EXACT_STRIDE if name == "exact" else 1], setting)
+        for name, setting in settings.items()
+    }
 
 
-async def _run(running: Agent, questions: Sequence[Question], setting: Setting) -> dict[str, Any]:
+async def _run(running: Agent, questions: Sequence[tuple[int, Question]], setting: Setting) -> dict[str, Any]:
     """Every question once, CONCURRENT at a time."""
     told = Told(setting.budget)
-    waiting = list(reversed(list(enumerate(questions))))
+    waiting = list(reversed(questions))
 
     async def lane() -> None:
         while waiting:
@@ -152,8 +156,8 @@ class Told:
         self.labels += generation.lesson().labels
         self.wrong.append(costs.audit_disagreed)
         self.sums.update(
-            {name: getattr(costs, name) for name in ("tokens", "unverified", "never_sent", "audited", "cloud_rows",
-                                                     "cloud_steps")},
+            {name: getattr(costs, name) for name in ("tokens", "unverified", "audited", "cloud_rows", "cloud_steps")},
+            never_sent=audit.unsent if audit else costs.never_sent,
             audit_rows=audit.rows if audit else 0,
             audit_steps=audit.steps if audit else 0,
             stayed=costs.rounds == 0,

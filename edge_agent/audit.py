@@ -21,6 +21,7 @@ class Audit:
     ledger: Ledger
     share: float
     jobs: int = 0
+    unsent: int = 0  # tokens that had never left before it
     rows: int = 0
     steps: int = 0
     scored: int = 0

@@ -170,6 +170,7 @@ class Generation:
                     self.plan.begin(self._clock())
             outcome = self.session.finish
             if self.audit and outcome != "cancelled":
+                self.audit.unsent = self.session.unsent
                 await self._ask_for_scores(self.audit)
         except PilotfishError as error:
             outcome = error.code
