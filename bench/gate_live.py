@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Setting:
 
 
 def measure(
-    questions: dict[float, Sequence[Question]], evidence: dict[float, Sums], target: Path, draft: Path,
+    questions: Mapping[float, Sequence[Question]], evidence: dict[float, Sums], target: Path, draft: Path,
     strategy: Strategy, budgets: Sequence[float],
 ) -> dict[float, dict[str, Any]]:  # fmt: skip
     """Questions and evidence by temperature; figures of every setting by its name."""
@@ -72,7 +72,7 @@ def measure(
 
 
 async def _measure(
-    url: str, spec: EngineSpec, questions: dict[float, Sequence[Question]], evidence: dict[float, Sums], draft: Path,
+    url: str, spec: EngineSpec, questions: Mapping[float, Sequence[Question]], evidence: dict[float, Sums], draft: Path,
     strategy: Strategy, budgets: Sequence[float],
 ) -> dict[float, dict[str, Any]]:  # fmt: skip
     async with worker(WorkerSpec(url, spec)):
