@@ -13,10 +13,11 @@ from collections import defaultdict
 from statistics import fmean, median
 from typing import Any
 
-from pilotfish.bench import engines, recorded
+from pilotfish.bench import engines
 from pilotfish.bench.capacity_queue import through_the_queue
 from pilotfish.bench.conditions import conditions, load_average
 from pilotfish.bench.piped import Piped
+from pilotfish.bench.recording import DemoDraft
 from pilotfish.bench.report import Report, Target, target
 from pilotfish.bench.stats import percentile
 
@@ -63,6 +64,7 @@ class Bench:
         self.rounds: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.random = random.Random(SEED)
         self.recorded_k: dict[int, int] = {}
+        self.draft = DemoDraft()
 
     def warm_up(self) -> None:
         """What compiles at first use does so now."""
@@ -108,8 +110,8 @@ class Bench:
 
     def _recorded(self, edges: int, prompts: list[list[int]], texts: list[list[int]]) -> None:
         """The demo pair: texts end where the target ends them; K is the best of a few, chosen in the first block."""
-        answers = [recorded.answer(text) for text in texts]
-        agrees = [recorded.agreement(prompt, text) for prompt, text in zip(prompts, answers, strict=True)]
+        answers = [self.draft.answer(text) for text in texts]
+        agrees = [self.draft.agreement(prompt, text) for prompt, text in zip(prompts, answers, strict=True)]
         lengths = [len(text) for text in answers]
         found = self.open["verifier"].ask({"do": "decode", "prompts": prompts, "lengths": lengths})
         self.speeds["recorded decode", edges].append(sum(lengths) / found["seconds"])
@@ -140,8 +142,8 @@ class Bench:
             "vs_best_plain_decode": self._table(PLAIN, counts),
             "vs_best_own_speculation": self._table(OWN, counts),
             "recorded": {
-                "k": {str(n): k for n, k in self.recorded_k.items()}, "acceptance": recorded.acceptance(),
-                "draft_ms_per_token": recorded.draft_ms(),
+                "k": {str(n): k for n, k in self.recorded_k.items()}, "acceptance": self.draft.acceptance(),
+                "draft_ms_per_token": self.draft.draft_ms(),
                 "vs_decode": {str(n): _rounded(self.ratio("recorded", ("recorded decode",), n)) for n in counts},
             },
         }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
@@ -23,7 +23,8 @@ from pilotfish.bench.vllm_server import first_tokens, vllm_server
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
-from pilotfish.edge_agent.drafters.base import Draft, Drafter, DrafterInfo, Proceed
+from pilotfish.edge_agent.drafters.base import Drafter
+from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.generation import Task
 from pilotfish.protocol.messages import Sampling
 
@@ -33,27 +34,19 @@ FORMULA_TEXTS = 8
 FIRST_TOKENS = 24
 
 
-class ReplayDrafter(Drafter):
-    """Drafts each known text with `alpha` right tokens, `token_ms` each; a session is known by its prompt."""
+Texts = dict[tuple[int, ...], list[int]]  # by prompt
 
-    def __init__(
-        self, texts: dict[tuple[int, ...], list[int]], vocab: int, alpha: float, token_ms: float = 0.0
-    ) -> None:
-        self.info = DrafterInfo("replay", "1", "", vocab, engines.CONTEXT, "replay")
-        self.texts, self.alpha, self.token_ms = texts, alpha, token_ms
-        self._random = random.Random(5)
-        self._sessions: dict[str, tuple[int, list[int]]] = {}
 
-    def draft(
-        self, session: str, ids: Sequence[int], k: int, sampling: Sampling, stop_ids: Collection[int] = (),
-        proceed: Proceed | None = None,
-    ) -> Draft:  # fmt: skip
-        """See `Drafter.draft`."""
-        start, text = self._sessions.setdefault(session, (len(ids), self.texts.get(tuple(ids), [])))
-        time.sleep(k * self.token_ms / 1000)
-        right = text[len(ids) - start :][:k]
-        drafted = [t if self._random.random() < self.alpha else (t + 1) % self.info.vocab_size for t in right]
-        return Draft(drafted, [self.alpha] * len(drafted), k * self.token_ms)
+def replaying(known: Texts, vocab: int, alpha: float, token_ms: float = 0.0) -> FakeDrafter:
+    """Drafts each known text with `alpha` right tokens, `token_ms` each."""
+    lengths = sorted({len(prompt) for prompt in known})
+
+    def drawn(ids: Sequence[int], position: int, sampling: Sampling) -> int:
+        prompt = next(ids[:n] for n in lengths if tuple(ids[:n]) in known)
+        text = known[tuple(prompt)]
+        return text[min(position - len(prompt), len(text) - 1)]
+
+    return FakeDrafter(drawn, alpha=alpha, vocab_size=vocab, context=engines.CONTEXT, token_ms=token_ms)
 
 
 def through_the_queue() -> dict[str, Any]:
@@ -84,15 +77,13 @@ def _alone(child: Piped, prompts: list[list[int]], texts: list[list[int]]) -> fl
     return float(found["tokens"] / found["seconds"])
 
 
-async def _through(
-    url: str, spec: EngineSpec, known: dict[tuple[int, ...], list[int]], vocab: int, alone: float, address: str
-) -> dict[str, Any]:
+async def _through(url: str, spec: EngineSpec, known: Texts, vocab: int, alone: float, address: str) -> dict[str, Any]:
     async with worker(WorkerSpec(url, spec)):
         with on_cores(edge_cores()):
-            async with _agent(url, ReplayDrafter(known, vocab, ALPHA)) as running:
+            async with _agent(url, replaying(known, vocab, ALPHA)) as running:
                 speeds = [await _speed(running, list(known)) for _ in range(3)]
                 first = await _first(running, address)
-            async with _agent(url, ReplayDrafter(known, vocab, ALPHA, PACED_MS)) as running:
+            async with _agent(url, replaying(known, vocab, ALPHA, PACED_MS)) as running:
                 formula = await _formula(running, list(known)[:FORMULA_TEXTS])
     queue = {
         "edges": EDGES, "alpha": ALPHA, "k": K, "engine_alone": round(alone), "through_queue": round(fmean(speeds)),

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
 from pilotfish.bench.conditions import conditions, load_average
 from pilotfish.bench.control_fixed import Totals, all_totals, best
@@ -38,13 +38,14 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Every `stride`-th prompt is recorded; every `live_stride`-th of them runs live."""
+    """Every `stride`-th prompt is recorded; every `live_stride`-th of them runs live, in `blocks`."""
 
     stride: int = 1
-    live_stride: int = 16
+    live_stride: int = 20
+    blocks: int = 5
 
 
-QUICK = Sizes(stride=16, live_stride=5)
+QUICK = Sizes(stride=16, live_stride=8, blocks=1)
 
 
 def run(*, quick: bool = False) -> Report:
@@ -58,10 +59,10 @@ def run(*, quick: bool = False) -> Report:
     )  # fmt: skip
     records, stop_ids = record_all(pair.target_gguf(), pair.draft_gguf(), pair.EVAL_FILE, sizes.stride)
     some = records[:: sizes.live_stride]
-    times, speeds = asyncio.run(run_live(pair.target_gguf(), pair.draft_gguf(), some, stop_ids))
-    found = Replays(records, stop_ids, times)
-    figures = found.figures()
-    figures["live"] = live_figures(some, stop_ids, times, speeds)
+    runs = asyncio.run(run_live(pair.target_gguf(), pair.draft_gguf(), some, stop_ids, sizes.blocks))
+    times = middle([one.times for one in runs])
+    figures = Replays(records, stop_ids, times).figures()
+    figures["live"] = live_figures(runs, stop_ids)
     stated |= {"load_average_after": load_average(), "measured_ms": asdict(times), "acceptance": acceptance(records)}
     return Report("control", stated, figures, targets(figures, enough=figures["tokens"] >= TOKENS_ENOUGH))
 
@@ -72,6 +73,7 @@ class Replays:
     def __init__(self, records: Sequence[Record], stop_ids: frozenset[int], times: Times) -> None:
         self.records, self.stop_ids, self.times = records, stop_ids, times
         self.fixed = all_totals(records, stop_ids)
+        self.mean_length = fmean(len(record.text) for record in records)
 
     def figures(self) -> dict[str, Any]:
         """All cells, what one K for all of them would have cost, and a round trip that changes."""
@@ -79,6 +81,7 @@ class Replays:
         return {
             "tokens": sum(len(record.text) for record in self.records),
             "acceptance": acceptance(self.records),
+            "tokens_per_answer": round(self.mean_length, 1),
             "cells": cells,
             "one_k_for_all": self.one_k(cells),
             "rtt_changes": self.changing(),
@@ -106,8 +109,10 @@ class Replays:
             "steps_per_token": {name: round(one.steps / one.tokens, 3) for name, one in played.items()},
             "rows_per_token": {name: round(one.rows / one.tokens, 3) for name, one in played.items()},
             "ceded_share": round(played["auto"].ceded / played["auto"].tokens, 3),
-            "predicted_ms_per_token": round(times.predicted_ms(acceptance(self.records)), 2),
+            "predicted_ms_per_token": round(predicted := times.predicted_ms(acceptance(self.records)), 2),
+            "predicted_with_ends_ms_per_token": round(predicted + times.away() / self.mean_length, 2),
             "pipelined_ms_per_token": round(1 / rates["pipelined"], 2),
+            "best_fixed_k_ms_per_token": round(1 / rates["best_fixed_k"], 2),
         }
 
     def one_k(self, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -147,36 +152,55 @@ class Replays:
 # --- live ----------------------------------------------------------------------------------------------------
 
 
+class Run(NamedTuple):
+    """One live run of some answers: its speed in tokens per ms, and the times measured just before it."""
+
+    way: str
+    records: Sequence[Record]
+    times: Times
+    speed: float
+
+
 async def run_live(
-    target_model: Path, draft: Path, records: Sequence[Record], stop_ids: frozenset[int]
-) -> tuple[Times, list[tuple[str, Times, float]]]:
-    """Times of engine and broker, then the speed of each way in each cell of LIVE."""
+    target_model: Path, draft: Path, records: Sequence[Record], stop_ids: frozenset[int], blocks: int
+) -> list[Run]:
+    """Block after block of other answers: times of engine and broker, then each way in each cell of LIVE.
+
+    A machine that slows down for a while slows down one block and its gauge.
+    """
+    found = list[Run]()
     async with live(target_model, draft) as running:
-        times = await running.times(records, stop_ids)
-        speeds = []
-        for token, rtt in LIVE:
-            for name in ("stop_rule", "pipelined"):
-                speed = await running.measure(records, stop_ids, token, rtt, **WAYS[name])
-                paced = running.agent.experience.pace.token_ms
-                speeds.append((name, replace(times, token=paced, rtt=rtt), speed))
-    return times, speeds
+        for some in (records[block::blocks] for block in range(blocks)):
+            times = await running.times(some, stop_ids)
+            for token, rtt in LIVE:
+                for name in ("stop_rule", "pipelined"):
+                    speed = await running.measure(some, stop_ids, token, rtt, **WAYS[name])
+                    cell = replace(times, token=running.agent.pace.token_ms, rtt=rtt)
+                    found.append(Run(name, some, cell, speed))
+    return found
 
 
-def live_figures(
-    records: Sequence[Record], stop_ids: frozenset[int], times: Times, speeds: Sequence[tuple[str, Times, float]]
-) -> list[dict[str, Any]]:
-    """What ran live beside the replay of the same answers."""
+def middle(times: Sequence[Times]) -> Times:
+    """The median of what engine and broker took."""
+    names = ("job", "row", "step", "broker")
+    return Times(0.0, 0.0, **{name: median(getattr(one, name) for one in times) for name in names})
+
+
+def live_figures(runs: Sequence[Run], stop_ids: frozenset[int]) -> list[dict[str, Any]]:
+    """What ran live beside the replay of the same answers under the times of the same block: medians over blocks."""
     told = []
-    for name, cell, speed in speeds:
-        foretold = replay(records, cell, stop_ids, **WAYS[name]).rate
+    for at in range(len(LIVE) * 2):
+        same = runs[at :: len(LIVE) * 2]
+        foretold = [replay(one.records, one.times, stop_ids, **WAYS[one.way]).rate for one in same]
         told.append(
             {
-                "way": name,
-                "t_d_ms": round(cell.token, 2),
-                "rtt_ms": cell.rtt,
-                "tokens_per_s": round(1000 * speed, 2),
-                "replay_tokens_per_s": round(1000 * foretold, 2),
-                "ratio": round(speed / foretold, 4),
+                "way": same[0].way,
+                "t_d_ms": round(median(one.times.token for one in same), 2),
+                "rtt_ms": same[0].times.rtt,
+                "tokens_per_s": round(1000 * median(one.speed for one in same), 2),
+                "replay_tokens_per_s": round(1000 * median(foretold), 2),
+                "ratios": (ratios := [round(one.speed / rate, 3) for one, rate in zip(same, foretold, strict=True)]),
+                "ratio": round(median(ratios), 4),
             }
         )
     return told

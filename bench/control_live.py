@@ -6,70 +6,33 @@ What it measures of times is what the replay is given; what it measures of speed
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pilotfish.bench.children import own_redis
-from pilotfish.bench.control_record import CONTEXT, Record
+from pilotfish.bench.control_record import Record
 from pilotfish.bench.control_times import Times
 from pilotfish.bench.delay_proxy import DelayProxy
+from pilotfish.bench.recording import CONTEXT
 from pilotfish.bench.sides import agent, edge_cores, engine_cores, on_cores, worker
+from pilotfish.bench.wrapped import PacedDrafter
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
-from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
+from pilotfish.edge_agent.confidence import DEFAULT, strategy
 from pilotfish.edge_agent.generation import Task
-from pilotfish.edge_agent.plan import Experience
+from pilotfish.edge_agent.learning import Learner
+from pilotfish.edge_agent.policy import Pace
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.errors import EngineError
-from pilotfish.protocol.messages import Sampling
 
 DRAFT_MAX = 64
-GAUGE = (1, 4, 16)  # K of the rounds that tell what a job and a row cost
-
-
-class PacedDrafter(Drafter):
-    """Another drafter, slowed down to `token_ms` per token as a larger draft or a smaller device would be."""
-
-    def __init__(self, inner: Drafter) -> None:
-        self.inner, self.info, self.token_ms = inner, inner.info, 0.0
-
-    def draft(
-        self,
-        session: str,
-        ids: Sequence[int],
-        k: int,
-        sampling: Sampling,
-        stop_ids: Collection[int] = (),
-        proceed: Proceed | None = None,
-    ) -> Draft:
-        """See `Drafter.draft`; what is prefilled takes no longer than it does."""
-        began, drafted = time.perf_counter(), 0
-
-        def paced(token: int, score: float) -> bool:
-            nonlocal drafted
-            drafted += 1
-            self._until(began, drafted)
-            return proceed is None or proceed(token, score)
-
-        found = self.inner.draft(session, ids, k, sampling, stop_ids, paced)
-        self._until(began, len(found.ids))
-        return Draft(found.ids, found.confidences, 1000 * (time.perf_counter() - began), found.prefilled)
-
-    def _until(self, began: float, drafted: int) -> None:
-        time.sleep(max(0.0, began + drafted * self.token_ms / 1000 - time.perf_counter()))
-
-    def close_session(self, session: str) -> None:
-        """See `Drafter.close_session`."""
-        self.inner.close_session(session)
-
-    def close(self) -> None:
-        """See `Drafter.close`."""
-        self.inner.close()
+GAUGE = (1, 4, 8, 16)  # K of the rounds that tell what a job and a row cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +64,28 @@ class Live:
         return tokens / spent
 
     async def times(self, records: Sequence[Record], stop_ids: frozenset[int]) -> Times:
-        """What a job, a row, a step and the broker take, over fixed drafts and a continuation without a round trip."""
-        self.proxy.rtt_ms, self.drafter.token_ms = 0.0, 0.0
-        self.agent.experience = Experience()
+        """What a job, a row, a step and the broker take without a round trip: medians over fixed drafts of GAUGE."""
+        found = list[tuple[float, float, float, float]]()
         for k in GAUGE:
+            self._cold(0.0, 0.0)
             await self.speed(records, stop_ids, drafting="fixed", draft_tokens=k, window=1)
-        pace = self.agent.experience.pace
-        job, row, broker = pace.job.value(0.0), pace.row_ms, pace.trip.value(0.0)
+            pace = self.agent.pace
+            found.append((pace.token_ms, pace.job.value(0.0), pace.row_ms, pace.trip.value(0.0)))
+        token, job, row, broker = map(median, zip(*found, strict=True))
         await self.speed(records, stop_ids, mode="cloud_only")
-        return Times(pace.token_ms, 0.0, job, row, pace.step.value(job + row), broker)
+        return Times(token, 0.0, job, row, self.agent.pace.step.value(job + row), broker)
 
     async def measure(
         self, records: Sequence[Record], stop_ids: frozenset[int], token_ms: float, rtt_ms: float, **task: Any
     ) -> float:
         """Tokens per ms of an agent that knows nothing yet."""
-        self.proxy.rtt_ms, self.drafter.token_ms = rtt_ms, token_ms
-        self.agent.experience = Experience()
+        self._cold(token_ms, rtt_ms)
         return await self.speed(records, stop_ids, **task)
+
+    def _cold(self, token_ms: float, rtt_ms: float) -> None:
+        self.drafter.token_ms, self.proxy.rtt_ms = token_ms, rtt_ms
+        info, learner = self.agent.drafter.info, self.agent.learner
+        self.agent.pace, self.agent.learner = Pace(), Learner(info.fingerprint, learner.target, learner.strategy)
 
 
 @asynccontextmanager
@@ -133,7 +101,9 @@ async def live(target: Path, draft: Path) -> AsyncIterator[Live]:
     with own_redis() as server:
         async with worker(WorkerSpec(server.url, spec)), DelayProxy(*address(server.url), rtt_ms=0.0) as proxy:
             with on_cores(edge_cores()):
-                inner = LlamaCppDrafter(draft, context=CONTEXT, sessions=1, threads=1)
+                inner = LlamaCppDrafter(
+                    draft, context=CONTEXT, sessions=1, threads=1, confidence=strategy(DEFAULT).score
+                )
                 drafter = PacedDrafter(inner)
 
                 def tokenizer(found: fleet.Target) -> LlamaTokenizer:

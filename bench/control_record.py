@@ -1,26 +1,22 @@
-"""What the demo pair does, written down once: enough to replay every way of drafting without a model.
+"""What `bench control` replays: a text, the draft's say at each of its positions, and where a wrong one leads.
 
-In `exact` mode the text is the target's own, whatever is drafted. So a record holds, per prompt, that text, and at each
-of its positions the id the draft proposes there, with its score. Behind a wrong one the draft goes on along its own
-path: that is recorded too, as far as any draft will look ahead. Both models run in the product's engine and drafter.
+Behind a wrong proposal the draft goes on along its own path: that is recorded too, as far as any draft will look ahead.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from pilotfish.cloud_worker.engines.base import Verifier, VerifyRequest
+from pilotfish.bench.questions import evaluation
+from pilotfish.bench.recording import CONTEXT, SESSIONS, Asked, follow, target_texts
+from pilotfish.edge_agent.confidence import DEFAULT, strategy
 from pilotfish.edge_agent.drafters.base import Drafter
-from pilotfish.protocol.messages import Sampling
 
 AHEAD = 64  # ids recorded behind a wrong one
-CONTEXT = 512
-TASK_TOKENS, CODE_TOKENS = 48, 96  # longest answers
 SHUFFLE = 4
 
 
@@ -69,13 +65,6 @@ def acceptance(records: Sequence[Record]) -> float:
 # --- recording -----------------------------------------------------------------------------------------------
 
 
-class Question(NamedTuple):
-    """A prompt's ids, and how long its answer may get."""
-
-    prompt: tuple[int, ...]
-    limit: int
-
-
 def record_all(target: Path, draft: Path, questions_file: Path, stride: int) -> tuple[list[Record], frozenset[int]]:
     """Every `stride`-th evaluation prompt at T = 0, and the ids that end a text. Loads both models (llama.cpp).
 
@@ -85,44 +74,24 @@ def record_all(target: Path, draft: Path, questions_file: Path, stride: int) -> 
     from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
     from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 
-    with LlamaCppDrafter(draft, context=CONTEXT, sessions=1, threads=1) as drafter:
+    with LlamaCppDrafter(draft, context=CONTEXT, sessions=1, threads=1, confidence=strategy(DEFAULT).score) as drafter:
         tokenizer, stop_ids = LlamaTokenizer(drafter.model), frozenset(drafter.model.eog_ids)
-        asked = list[Question]()
-        for line in questions_file.read_text(encoding="utf-8").splitlines()[::stride]:
-            row = json.loads(line)
-            chat = row["answer"] is not None
-            ids = tuple(tokenizer.encode(row["prompt"], chat=chat))
-            asked.append(Question(ids, TASK_TOKENS if chat else CODE_TOKENS))
+        asked = [
+            Asked(tuple(tokenizer.encode(question.prompt, chat=question.chat)), question.limit)
+            for question in evaluation(questions_file)[::stride]
+        ]
         Random(SHUFFLE).shuffle(asked)
-        engine = LlamaCppVerifier(target, context=CONTEXT, draft_max=1, max_sessions=8, threads=1)
+        engine = LlamaCppVerifier(target, context=CONTEXT, draft_max=1, max_sessions=SESSIONS, threads=1)
         texts = target_texts(engine, asked, stop_ids)
         engine.close()
         return [record(drafter, one, text, stop_ids) for one, text in zip(asked, texts, strict=True)], stop_ids
 
 
-def target_texts(engine: Verifier, asked: Sequence[Question], stop_ids: frozenset[int]) -> list[list[int]]:
-    """What the target itself writes, a stop id included."""
-    texts: dict[str, list[int]] = {}
-    for number, (prompt, limit) in enumerate(asked):
-        texts[name := str(number)] = []
-        engine.submit(VerifyRequest(name, name, list(prompt), [], Sampling(), limit - 1, tuple(stop_ids)))
-    while engine.busy:
-        for event in engine.step():
-            texts[event.request_id] += event.draws
-            if event.done:
-                engine.forget(event.request_id)
-    return list(texts.values())
-
-
-def record(drafter: Drafter, asked: Question, text: Sequence[int], stop_ids: frozenset[int]) -> Record:
-    """Follow the text with the draft; at each wrong id, also the path the draft would have taken."""
-    ids, drafts, scores, astray = list(asked.prompt), list[int](), list[float](), dict[int, Astray]()
-    for at, drawn in enumerate(text):
-        found = drafter.draft("record", ids, 1, Sampling(), stop_ids)
-        drafts += found.ids
-        scores += found.confidences
-        if found.ids[0] != drawn and found.ids[0] not in stop_ids:
-            path = drafter.draft("record", [*ids, *found.ids], AHEAD, Sampling(), stop_ids)
+def record(drafter: Drafter, asked: Asked, text: Sequence[int], stop_ids: frozenset[int]) -> Record:
+    """Lead the draft along the text; at each wrong id, also the path it would have taken."""
+    said, astray = follow(drafter, asked, text, stop_ids), dict[int, Astray]()
+    for at, (drafted, drawn) in enumerate(zip(said.ids, text, strict=True)):
+        if drafted != drawn and drafted not in stop_ids:
+            path = drafter.draft("record", [*asked.prompt, *text[:at], drafted], AHEAD, asked.sampling, stop_ids)
             astray[at] = Astray(tuple(path.ids), tuple(path.confidences))
-        ids.append(drawn)
-    return Record(asked.prompt, tuple(text), asked.limit, tuple(drafts), tuple(scores), astray)
+    return Record(asked.prompt, tuple(text), asked.limit, said.ids, said.scores, astray)

@@ -17,7 +17,8 @@ from pilotfish.bench.control_record import Record
 from pilotfish.bench.control_times import Times
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
 from pilotfish.edge_agent.generation import Generation, Task
-from pilotfish.edge_agent.plan import Experience
+from pilotfish.edge_agent.learning import Learned
+from pilotfish.edge_agent.policy import Pace
 from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.history import History
@@ -56,15 +57,13 @@ def replay(records: Sequence[Record], times: Times, stop_ids: Collection[int], *
 
 
 async def _replay(records: Sequence[Record], times: Times, stop_ids: frozenset[int], task: dict[str, Any]) -> Outcome:
-    loop, outcome, experience = asyncio.get_running_loop(), Outcome(), Experience()
+    loop, outcome, learned, pace = asyncio.get_running_loop(), Outcome(), Learned(), Pace()
     for record in records:
         models = Models(record, times, stop_ids, outcome)
         limits = {"max_tokens": record.limit, "deadline_ms": DAY_MS, "round_timeout_ms": DAY_MS}
         wanted = Task(record.prompt, stop_ids=stop_ids, **{**limits, **task})
         broker: Any = models
-        models.generation = Generation(
-            wanted, models.draft, broker, TARGET, VOCAB, experience=experience, clock=loop.time
-        )
+        models.generation = Generation(wanted, models.draft, broker, TARGET, VOCAB, learned, pace=pace, clock=loop.time)
         text = tuple([token.id async for tokens in models.generation.run() for token in tokens])
         if text != record.text:
             raise EngineError("a replay wrote another text than the target: the record or the session is wrong")

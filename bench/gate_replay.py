@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilotfish.bench.gate_record import CODE, Recorded
-from pilotfish.edge_agent.calibration import BINS, Calibration, bins_of, brier, ece, reliability
-from pilotfish.edge_agent.gate import Evidence, Labelled, Watch, bound_from, from_above, threshold
+from pilotfish.bench.gate_record import Recorded
+from pilotfish.bench.questions import CODE
+from pilotfish.edge_agent.calibration import BINS, Calibration, Labelled, bins_of, brier, ece, reliability
+from pilotfish.edge_agent.gate import Evidence, Watch, bound_from, from_above, threshold
 
 BUDGETS = (0.005, 0.01, 0.02, 0.05)
-AUDITS_MOST = 400
+AUDITS_MOST = 200
 SHIFT_FROM = frozenset({"add", "subtract", "running_sum", "times"})
 
 
@@ -51,13 +52,16 @@ class Counted:
         return np.column_stack([from_above(sums / tokens), np.zeros(2)])
 
 
-def hindsight(scores: NDArray[np.float64], agreed: NDArray[np.bool_], budget: float) -> float:
-    """The largest share of these very tokens that a threshold on the score can leave within the budget."""
+def hindsight(
+    scores: NDArray[np.float64], agreed: NDArray[np.bool_], budget: float, tokens: int | None = None
+) -> float:
+    """The largest share that a threshold can leave within the budget; of more `tokens` where some have no label."""
+    tokens = len(agreed) if tokens is None else tokens
     order = np.argsort(-scores, kind="stable")
     wrong = np.cumsum(~agreed[order])
     last_of_equals = np.append(np.diff(scores[order]) != 0, True)
-    fits = np.flatnonzero((wrong <= budget * len(agreed)) & last_of_equals)
-    return float(fits[-1] + 1) / len(agreed) if len(fits) else 0.0
+    fits = np.flatnonzero((wrong <= budget * tokens) & last_of_equals)
+    return float(fits[-1] + 1) / tokens if len(fits) else 0.0
 
 
 def budget_figures(

@@ -16,7 +16,7 @@ from pilotfish.cli.redis_url import redis_url
 from pilotfish.cli.run import patient_agent
 from pilotfish.cli.talk import say
 from pilotfish.edge_agent.agent import Agent
-from pilotfish.edge_agent.calibration import Reliability, brier, ece, lower_edge, reliability
+from pilotfish.edge_agent.calibration import Calibration, Reliability, brier, ece, lower_edge, reliability
 from pilotfish.edge_agent.gate import CONFIDENCE, Evidence, Expectation, budget_for, expect
 from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.edge_agent.launch import learned_folder, strategy_name
@@ -66,10 +66,11 @@ async def learn(settings: Settings, lines: Sequence[str]) -> Quality:
     await agent.start()
     try:
         for number, line in enumerate(lines, 1):
+            before = Calibration()
+            before.add(agent.learner.of(Sampling(temperature=settings.temperature)).calibration.sums())
             generation = await _answer(agent, settings, line, number)
             labels = generation.lesson().labels
-            found = agent.learner.of(generation.task.sampling).calibration
-            predicted += [found.acceptance(label.score) for label in labels]
+            predicted += [before.acceptance(label.score) for label in labels]
             agreed += [label.agreed for label in labels]
             agent.close(generation)
             if number % 50 == 0:

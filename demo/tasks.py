@@ -15,6 +15,7 @@ from pilotfish.demo import number_tasks, word_tasks
 from pilotfish.demo.number_tasks import Task
 
 EVAL_ONE_IN = 10
+BARREN_MOST = 500  # draws without a new question: the family has no more
 
 FAMILIES: dict[str, tuple[Callable[[Random], Task], float]] = {
     "add": (number_tasks.add, 12),
@@ -61,12 +62,14 @@ def draw_any(rng: Random, weights: dict[str, float] | None = None) -> tuple[str,
 
 
 def evaluation_set(per_family: int, seed: int = 20260101) -> list[dict[str, str]]:
-    """Fixed evaluation questions, all different, as {"family", "prompt", "answer"}."""
+    """Fixed evaluation questions, all different, as {"family", "prompt", "answer"}; fewer where there are no more."""
     rng, rows = Random(seed), []
     for family in FAMILIES:
         found: dict[str, Task] = {}
-        while len(found) < per_family:
+        barren = 0  # draws since the last new one: a week has few days
+        while len(found) < per_family and barren < BARREN_MOST:
             task = draw(rng, family, evaluation=True)
-            found[json.dumps(task.operands)] = task
+            barren = barren + 1 if (key := json.dumps(task.operands)) in found else 0
+            found[key] = task
         rows += [{"family": family, "prompt": t.prompt, "answer": t.answer} for t in found.values()]
     return rows

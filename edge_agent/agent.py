@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
 from pilotfish.edge_agent.generation import WINDOW, DraftFn, Generation, Task
 from pilotfish.edge_agent.learning import Learner
-from pilotfish.edge_agent.plan import Experience
+from pilotfish.edge_agent.policy import Pace
 from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
@@ -85,7 +85,7 @@ class Agent:
     ) -> None:
         self.drafter, self.tokenizer, self.stop_ids = drafter, tokenizer, frozenset(stop_ids)
         self.broker, self.target, self.defaults = broker, target, defaults or Defaults()
-        self.experience = Experience()
+        self.pace = Pace()
         self.learner = learner or Learner(drafter.info.fingerprint, target.id if target else "", "")
         self.generations: dict[str, Generation] = {}
         self._coin = random.SystemRandom()
@@ -152,13 +152,12 @@ class Agent:
 
     def open(self, task: Task, on_draft: OnDraft | None = None) -> Generation:
         """A generation of this agent; run it, then `close` it. `on_draft` sees what is drafted before it is judged."""
-        gate, share = None, 0.0
-        if task.mode == "gated" and self.target:
-            gate = self.learner.of(task.sampling).gate(task.max_disagreement)
-            share = gate.audit_share(self.defaults.audit_share)
+        learned, share = self.learner.of(task.sampling), 0.0
+        if task.mode == "gated":
+            share = learned.gate(task.max_disagreement).audit_share(self.defaults.audit_share)
         chosen = share if self._coin.random() < share else None
         generation = Generation(
-            task, self._drafting(on_draft), self.broker, self.target, self.vocab_size, gate, chosen, self.experience
+            task, self._drafting(on_draft), self.broker, self.target, self.vocab_size, learned, chosen, self.pace
         )
         self.generations[generation.session.id] = generation
         metrics.RUNNING.set(len(self.generations))

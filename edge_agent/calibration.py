@@ -1,11 +1,12 @@
 """What a score is worth: score -> probability that the target agrees, learnt from verdicts as they come.
 
-One map per (draft, target, temperature, strategy). Scores fall into bins that are even in log-odds, because the surest
-scores crowd near 1; per bin only sums are kept, so that maps of several agents add up. The estimate is isotonic
-regression over the bins (pool adjacent violators: surer scores are right at least as often), each pooled block drawn
-towards one half by PRIOR virtual labels. So a cold map answers 0.5 and a warm one what was seen. A label may stand
-for several unlabelled tokens (an audit at share q has weight 1 / q); blocks then count by Kish's effective size.
-Labels past a round's first mismatch do not exist, and need not: those prefixes were never committed.
+One map per (draft, target, temperature, strategy); the stop rule asks it how far to draft. Scores fall into bins that
+are even in log-odds, because the surest scores crowd near 1; per bin only sums are kept, so that maps of several agents
+add up. The estimate is isotonic regression over the bins (pool adjacent violators: surer scores are right at least as
+often), each pooled block drawn towards one half by PRIOR virtual labels. So a cold map answers 0.5 and a warm one what
+was seen. A label may stand for several unlabelled tokens (an audit at share q has weight 1 / q); blocks then count by
+Kish's effective size. Labels past a round's first mismatch do not exist, and need not: those prefixes were never
+committed.
 Pure: no clock, no I/O. Measures: ECE, Guo et al. 2017; Brier 1950.
 """
 
@@ -48,6 +49,15 @@ def lower_edge(number: int) -> float:
     return float(1 / (1 + np.exp(-(LOWEST + (HIGHEST - LOWEST) * number / BINS))))
 
 
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A drafted token whose label is known; `local`: it was committed without the cloud."""
+
+    score: float
+    agreed: bool
+    local: bool = False
+
+
 @dataclass(slots=True)
 class Calibration:
     """Sums per bin, each [BINS]: of weights, of their squares, and of the weights whose draft was right."""
@@ -60,16 +70,17 @@ class Calibration:
     def observe(self, score: float, agreed: bool, weight: float = 1.0) -> None:
         """One label: the target drew the token that the draft had scored so, or another."""
         at = bin_of(score)
+        self.square[at] += weight * weight  # before the weight: the drafter's thread may be reading
         self.weight[at] += weight
-        self.square[at] += weight * weight
         self.agreed[at] += weight * agreed
         self._curve = None
 
     def acceptance(self, score: float) -> float:
         """The probability that the target agrees; monotone in the score."""
-        if self._curve is None:
-            self._curve = self.curve().tolist()
-        return self._curve[bin_of(score)]
+        curve = self._curve
+        if curve is None:
+            curve = self._curve = self.curve().tolist()
+        return curve[bin_of(score)]
 
     def curve(self) -> Floats:
         """The acceptance of every bin, [BINS]. A bin without labels has what the nearest surer-than-nothing one has."""

@@ -34,21 +34,12 @@ from math import exp, inf, log, log1p
 
 import numpy as np
 
-from pilotfish.edge_agent.calibration import BINS, Floats, Sums, bin_of
+from pilotfish.edge_agent.calibration import BINS, Floats, Labelled, Sums, bin_of
 
 CONFIDENCE = 0.95
 BETS = tuple(0.9 / 1.5**i for i in range(12))  # 0.9 ... 0.01: best for few errors, and for hundreds
 FALSE_ALARM_EVERY = 200  # disagreements within the budget, on average, at the least
 ODDS = (1.0, 2.0, 4.0, 8.0)  # the watch's bets: best when the disagreement is 2, 3, 5, 9 times the budget
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A drafted token whose label is known; `local`: it was committed without the cloud."""
-
-    score: float
-    agreed: bool
-    local: bool = False
 
 
 @dataclass(slots=True)

@@ -19,10 +19,10 @@ from typing import NamedTuple
 from pilotfish.edge_agent.audit import Audit
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
 from pilotfish.edge_agent.gate import Gate
-from pilotfish.edge_agent.learning import Lesson
+from pilotfish.edge_agent.learning import Learned, Lesson
 from pilotfish.edge_agent.ledger import Ledger
-from pilotfish.edge_agent.plan import Experience, Plan
-from pilotfish.edge_agent.policy import FixedDraft, Policy, StopRule
+from pilotfish.edge_agent.plan import Plan
+from pilotfish.edge_agent.policy import FixedDraft, Pace, Policy, StopRule
 from pilotfish.edge_agent.session import Committed, Limits, Round, Session
 from pilotfish.protocol import metrics
 from pilotfish.protocol.broker import EdgeBroker
@@ -104,8 +104,10 @@ class Unsent(NamedTuple):
 class Generation:
     """One generation; iterate `run()` for what is committed, then read `summary()` and `lesson()`.
 
-    `gate` decides in `gated` mode; one that is shut when the request begins leaves it alone, so that all its tokens get
-    labels. `audit_share`: the chance by which a coin chose this request to be audited; None: it did not.
+    `learned` and `pace` are what its agent knows of draws like these, and of its speed: shared with other generations,
+    and taught by every verdict. In `gated` mode the gate of the budget decides; one that is shut when the request
+    begins leaves it alone, so that all its tokens get labels. `audit_share`: the chance by which a coin chose this
+    request to be audited; None: it did not.
     """
 
     def __init__(
@@ -115,18 +117,20 @@ class Generation:
         broker: EdgeBroker | None,
         target: Target | None,
         vocab_size: int,
-        gate: Gate | None = None,
+        learned: Learned | None = None,
         audit_share: float | None = None,
-        experience: Experience | None = None,
+        pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.task, self._draft_fn, self.target = task, draft, target
         self.broker = broker if task.privacy == "shared" else None  # what has no broker cannot leak
-        self.gate = gate if gate and gate.open and task.mode == "gated" else None
+        self.learned = Learned() if learned is None else learned
+        gate = self.learned.gate(task.max_disagreement) if task.mode == "gated" else None
+        self.gate = gate if gate and gate.open else None
         self.ledger = Ledger(len(task.prompt))
-        self._audit = Audit(self.ledger, audit_share) if audit_share and self.gate else None
-        experience = Experience() if experience is None else experience
-        self.plan = Plan(_policy(task, experience), experience)
+        self.audit = Audit(self.ledger, audit_share) if audit_share and self.gate else None
+        pace = Pace() if pace is None else pace
+        self.plan = Plan(_policy(task, pace), pace, self.learned.calibration.acceptance)
         limits = Limits(task.max_tokens, task.stop_ids, task.window, task.resends)
         self.session = Session.start(
             secrets.token_hex(16), target.id if target else "", task.sampling, task.prompt, limits, vocab_size
@@ -165,8 +169,9 @@ class Generation:
                     yield tokens
                     self.plan.begin(self._clock())
             outcome = self.session.finish
-            if self._audit and outcome != "cancelled":
-                await self._ask_for_scores(self._audit)
+            if self.audit and outcome != "cancelled":
+                self.audit.unsent = self.session.unsent
+                await self._ask_for_scores(self.audit)
         except PilotfishError as error:
             outcome = error.code
             raise
@@ -206,8 +211,8 @@ class Generation:
             drafted=counts.drafted,
             unverified=self.ledger.local,
             never_sent=self.session.unsent,
-            audited=self._audit.scored if self._audit else 0,
-            audit_disagreed=self._audit.disagreed if self._audit else 0,
+            audited=self.audit.scored if self.audit else 0,
+            audit_disagreed=self.audit.disagreed if self.audit else 0,
             rounds=counts.rounds,
             resends=counts.resends,
             ceded=self.plan.ceded,
@@ -221,17 +226,13 @@ class Generation:
 
     def lesson(self) -> Lesson:
         """What can be learnt of it."""
-        by_chance = self.gate is None or self._audit is not None  # not because it turned out to be hard
+        by_chance = self.gate is None or self.audit is not None  # not because it turned out to be hard
         whole = by_chance and self.ledger.complete and not self.was_degraded
-        weight = 1 / self._audit.share if self._audit else 1.0
+        weight = 1 / self.audit.share if self.audit else 1.0
         return Lesson(self.ledger.labels(), whole, weight, self.gate.budget if whole and self.gate else None)
 
     def _note(self, tokens: list[Committed]) -> None:
         self._first_token = self._first_token or self._clock()
-        if self._alone:
-            self.ledger.skip(len(tokens))  # nobody decided to commit these: there was no one to ask
-        else:
-            self.ledger.committed(tokens)
         for token in tokens:
             self._origins[token.origin] += 1
             metrics.TOKENS.labels(token.origin).inc()
@@ -338,6 +339,7 @@ class Generation:
         drafted = await self._draft(self.session.assumed(), count, proceed)
         sure, unsure = gate.split(drafted.confidences)
         tokens = self.session.commit_local(drafted.ids[:sure]) if sure else []
+        self.ledger.committed(tokens)
         if not self.session.finish and (unsure or not drafted.ids):
             rest = drafted.ids[sure : sure + unsure]
             await self._publish(self.session.publish(rest[: self._draft_room()]))
@@ -441,7 +443,8 @@ class Generation:
         if message.last:
             self.trace.answered(message.round, outcome="verdict", accepted=message.accepted, worker=message.worker)
         tokens = self.session.on_verdict(message)
-        self.plan.answered(message, tokens, self._clock(), idle=not self.session.flight)
+        self.learned.judged(labels := self.ledger.committed(tokens))
+        self.plan.answered(message, tokens, labels, self._clock(), idle=not self.session.flight)
         if tokens:
             self.worker, self._pause = message.worker, RETRY_SECONDS
             self._pausing = self._pausing and bool(self.session.flight)
@@ -509,7 +512,9 @@ class Generation:
                 f"the draft model's context is full after {self.session.committed} tokens: shorten the prompt"
             )
         self.plan.ahead.clear()
-        return self.session.commit_local(drafted.ids)
+        tokens = self.session.commit_local(drafted.ids)
+        self.ledger.skip(len(tokens))  # nobody decided to commit these: there was no one to ask
+        return tokens
 
     async def _cloud_is_back(self) -> bool:
         self._recover_at = self._clock() + RECOVER_SECONDS
@@ -566,7 +571,7 @@ class Generation:
 
     async def _say_goodbye(self) -> None:
         """The session is over: the worker may stop and forget it. Best effort, nothing depends on it."""
-        asked = self.session.counts.rounds + (self._audit.jobs if self._audit else 0)
+        asked = self.session.counts.rounds + (self.audit.jobs if self.audit else 0)
         if self.broker is None or self.target is None or self.degraded or not asked:
             return
         note = Close(agent=self.broker.agent, boot=self.broker.boot, session=self.session.id)
@@ -574,7 +579,7 @@ class Generation:
             await self.broker.publish(self.target.id, self.worker, note)
 
 
-def _policy(task: Task, experience: Experience) -> Policy:
+def _policy(task: Task, pace: Pace) -> Policy:
     if task.drafting == "fixed":
         return FixedDraft(FIXED_K if task.draft_tokens is None else task.draft_tokens)
-    return StopRule(experience.pace, task.window)
+    return StopRule(pace, task.window)

@@ -7,11 +7,11 @@ or a full disk is told in one sentence, and serving goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pilotfish.edge_agent.calibration import Calibration
-from pilotfish.edge_agent.gate import Evidence, Gate, Labelled, Watch
+from pilotfish.edge_agent.calibration import Calibration, Labelled, Sums
+from pilotfish.edge_agent.gate import Evidence, Gate, Watch
 from pilotfish.edge_agent.learned import Key, Store
 from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import StoreError
@@ -24,7 +24,7 @@ GATES_MOST = 64  # budgets at a time: every request may bring its own
 
 @dataclass(slots=True)
 class Lesson:
-    """What one generation teaches. `weight` is 1 over the chance that its local tokens' labels became known.
+    """What one generation teaches at its end. `weight`: 1 over the chance that its local tokens' labels became known.
 
     `budget` is that of the gate whose tokens were audited, None without an audit. `whole`: its drafted tokens all have
     labels, and whether they would was settled before it began, by a shut gate or by the coin. Only then is it evidence:
@@ -39,13 +39,12 @@ class Lesson:
 
 @dataclass(slots=True)
 class Learned:
-    """Map, evidence and gates of one kind of draw; `fresh` is what the store does not have yet."""
+    """Map, evidence and gates of one kind of draw; `saved`: what of it the store has."""
 
     calibration: Calibration = field(default_factory=Calibration)
     evidence: Evidence = field(default_factory=Evidence)
-    fresh_calibration: Calibration = field(default_factory=Calibration)
-    fresh_evidence: Evidence = field(default_factory=Evidence)
     gates: dict[float, Gate] = field(default_factory=dict)
+    saved: Sums = field(default_factory=dict)
 
     def gate(self, budget: float) -> Gate:
         """The gate of a budget; all share the evidence."""
@@ -55,15 +54,18 @@ class Learned:
             self.gates[budget] = Gate(self.evidence, budget)
         return self.gates[budget]
 
+    def judged(self, labels: Iterable[Labelled]) -> None:
+        """Labels of a verdict, as it comes: the map follows within an answer."""
+        for label in labels:
+            self.calibration.observe(label.score, label.agreed)
+
     def learn(self, lesson: Lesson) -> bool:
         """Take in one generation. True if its audit shut the gate: the budget was being passed."""
         for label in lesson.labels:
-            weight = lesson.weight if label.local else 1.0
-            for one in (self.calibration, self.fresh_calibration):
-                one.observe(label.score, label.agreed, weight)
+            if label.local:  # the others were learnt when they were judged
+                self.calibration.observe(label.score, label.agreed, lesson.weight)
         if lesson.whole and lesson.labels:
-            for other in (self.evidence, self.fresh_evidence):
-                other.observe(lesson.labels)
+            self.evidence.observe(lesson.labels)
         alarmed = lesson.budget is not None and self._watch(lesson.budget, lesson.labels)
         if alarmed:
             self.forget()
@@ -78,12 +80,26 @@ class Learned:
 
     def forget(self) -> None:
         """The text has changed: what was learnt before says nothing of what comes. The store forgets it as well."""
-        gone = self.evidence.sums()
-        for name, sums in gone.items():
-            getattr(self.fresh_evidence, name)[:] -= sums
+        for name in self.evidence.sums():
             getattr(self.evidence, name)[:] = 0
         for gate in self.gates.values():
             gate.watch = Watch(gate.budget)
+
+    # --- keeping ---------------------------------------------------------------------------------------------
+
+    def sums(self) -> Sums:
+        """All of it."""
+        return {**self.calibration.sums(), **self.evidence.sums()}
+
+    def fresh(self) -> Sums:
+        """What the store does not have yet; less than nothing where it was forgotten."""
+        return {name: now - self.saved.get(name, 0.0) for name, now in self.sums().items()}
+
+    def add(self, sums: Sums) -> None:
+        """Take in what the store has."""
+        self.calibration.add(sums)
+        self.evidence.add(sums)
+        self.saved = self.sums()
 
 
 class Learner:
@@ -119,8 +135,7 @@ class Learner:
         try:
             sums = self.store.load(key)
             if sums:
-                learned.calibration.add(sums)
-                learned.evidence.add(sums)
+                learned.add(sums)
         except StoreError as error:
             log.warning("%s", error)
         except (KeyError, ValueError) as error:
@@ -133,7 +148,7 @@ class Learner:
         if self.store is None:
             return
         for key, learned in self._known.items():
-            fresh = {**learned.fresh_calibration.sums(), **learned.fresh_evidence.sums()}
+            fresh = learned.fresh()
             if any(sums.any() for sums in fresh.values()):
                 self.store.add(key, fresh)
-                learned.fresh_calibration, learned.fresh_evidence = Calibration(), Evidence()
+                learned.saved = learned.sums()

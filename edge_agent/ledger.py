@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pilotfish.edge_agent.gate import Labelled
+from pilotfish.edge_agent.calibration import Labelled
 from pilotfish.edge_agent.session import Committed
 
 
@@ -37,17 +37,23 @@ class Ledger:
         for offset, (token, score) in enumerate(zip(ids, scores, strict=False)):  # no score, no label
             self.proposals[base + offset] = Proposal(token, score)
 
-    def committed(self, tokens: Sequence[Committed]) -> None:
-        """Tokens became final. A draft that went another way says nothing of what comes after."""
+    def committed(self, tokens: Sequence[Committed]) -> list[Labelled]:
+        """Tokens became final; returns the labels that come with them, up to the first draft that was wrong.
+
+        A draft that went another way says nothing of what comes after.
+        """
+        labels: list[Labelled] = []
         for token in tokens:
             found = self.proposals.get(self.end)
             if found and token.origin == "local":
                 found.local = True
             elif found:
                 found.agreed = found.id == token.id
+                labels.append(Labelled(found.score, found.agreed))
             if found and found.id != token.id:
                 self._forget(self.end + 1)
             self.end += 1
+        return labels
 
     def _forget(self, place: int) -> None:
         """What was proposed from here on; proposals beyond the committed end leave no gaps."""

@@ -5,29 +5,23 @@ Between `generation.py`, which waits and sends, and `policy.py`, which decides o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from pilotfish.edge_agent.ahead import Ahead
+from pilotfish.edge_agent.calibration import Labelled
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
-from pilotfish.edge_agent.policy import Pace, Policy, Reliability
+from pilotfish.edge_agent.policy import Pace, Policy
 from pilotfish.edge_agent.session import Committed, Round
 from pilotfish.protocol.messages import Verdict
 
-
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """What an agent has learnt about its drafter and one target; its generations share it."""
-
-    pace: Pace = field(default_factory=Pace)
-    reliability: Reliability = field(default_factory=Reliability)
+Acceptance = Callable[[float], float]  # a score -> the probability that the target agrees
 
 
 class Plan:
     """See the module docstring. `flying` is always the number of drafted ids in flight, as the session counts them."""
 
-    def __init__(self, policy: Policy, experience: Experience) -> None:
-        self.policy, self.pace, self.reliability = policy, experience.pace, experience.reliability
+    def __init__(self, policy: Policy, pace: Pace, acceptance: Acceptance) -> None:
+        self.policy, self.pace, self.acceptance = policy, pace, acceptance
         self.ahead = Ahead()
         self.ceded = 0  # tokens the cloud wrote because drafting measured slower
         self._sent: dict[int, tuple[float, Round]] = {}
@@ -57,7 +51,7 @@ class Plan:
         flown, batch = self.ahead.chances[:flying], self.ahead.chances[flying:]
 
         def proceed(token: int, score: float) -> bool:
-            batch.append(self.reliability(score))
+            batch.append(self.acceptance(score))
             return self.policy.goes_on(flown, batch) and not self.policy.due(flown, batch)
 
         return proceed
@@ -70,7 +64,7 @@ class Plan:
 
     def drafted(self, draft: Draft) -> None:
         """More stands ahead. A long prefill is no measure of the drafter's pace."""
-        self.ahead.extend(draft.ids, draft.confidences, [self.reliability(score) for score in draft.confidences])
+        self.ahead.extend(draft.ids, [self.acceptance(score) for score in draft.confidences])
         if draft.prefilled <= len(draft.ids) + 1:
             self.pace.drafted(len(draft.ids), draft.ms)
         else:
@@ -80,16 +74,16 @@ class Plan:
         """A round's job left."""
         self._sent[flying.number] = now, flying
 
-    def answered(self, verdict: Verdict, tokens: Sequence[Committed], now: float, *, idle: bool) -> None:
-        """A verdict came, and these tokens are final by it; `idle`: nothing is in flight any more."""
+    def answered(
+        self, verdict: Verdict, tokens: Sequence[Committed], labels: Sequence[Labelled], now: float, *, idle: bool
+    ) -> None:
+        """A verdict came; these tokens are final by it, with these labels. `idle`: nothing is in flight any more."""
         sent, flying = self._sent.get(verdict.round, (now, None))
         if verdict.last:  # earlier rounds will not be answered any more, or only out of order
             self._sent = {number: entry for number, entry in self._sent.items() if number > verdict.round}
         if flying is not None:
             self._measure(flying, verdict, 1000 * (now - sent))
-        labels = self.ahead.commit([token.id for token in tokens])
-        for label in labels:
-            self.reliability.learn(label)
+        self.ahead.commit([token.id for token in tokens])
         self.pace.judged(labels)
         if tokens:
             self._committed(len(tokens), flying, now)

@@ -23,11 +23,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import log, prod
+from math import prod
 from operator import mul
 from typing import Protocol
 
-from pilotfish.edge_agent.ahead import Label
+from pilotfish.edge_agent.calibration import Labelled
 
 FIRST_RATE = 0.5  # before anything is measured: draft while the whole draft is more likely right than not
 MEMORY = 10.0  # rounds that an average looks back on
@@ -118,7 +118,7 @@ class Pace:
         self.drafts.add(tokens, max(ms, 1e-3))
         self.trials = max(0, self.trials - 1)
 
-    def judged(self, labels: Sequence[Label]) -> None:
+    def judged(self, labels: Sequence[Labelled]) -> None:
         """Which of the drafted tokens were right, as far as a verdict said; call it for every verdict."""
         self.right.add(sum(label.agreed for label in labels), len(labels))
 
@@ -205,27 +205,3 @@ class FixedDraft:
     def due(self, flying: Sequence[float], batch: Sequence[float]) -> bool:
         """See `Policy.due`."""
         return len(batch) >= self.k
-
-
-class Reliability:
-    """Score -> acceptance, from the verdicts so far: bins over the score's log odds, each beginning as the score."""
-
-    BINS, PER_BIN, TRUST = 16, 0.8, 2.0  # TRUST: labels that the score's own word is worth
-
-    def __init__(self) -> None:
-        self._right, self._all = [0.0] * self.BINS, [0.0] * self.BINS
-
-    def __call__(self, score: float) -> float:
-        """The probability that the target draws a token of this score."""
-        at = self._bin(score)
-        return (self._right[at] + self.TRUST * score) / (self._all[at] + self.TRUST)
-
-    def learn(self, label: Label) -> None:
-        """One more."""
-        at = self._bin(label.score)
-        self._right[at] += label.agreed
-        self._all[at] += 1
-
-    def _bin(self, score: float) -> int:
-        odds = min(max(score, 1e-6), 1 - 1e-6)
-        return min(self.BINS - 1, max(0, int(self.BINS / 2 + log(odds / (1 - odds)) / self.PER_BIN)))

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from time import perf_counter
 from typing import Any
 
+from pilotfish.bench.wrapped import WrappedDrafter
 from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.codec import encode
@@ -109,11 +110,12 @@ class RecordingBroker(EdgeBroker):
             yield message
 
 
-class RecordingDrafter(Drafter):
+class RecordingDrafter(WrappedDrafter):
     """Another drafter, whose proposals are noted."""
 
     def __init__(self, inner: Drafter, notes: Notes) -> None:
-        self.inner, self.notes, self.info = inner, notes, inner.info
+        super().__init__(inner)
+        self.notes = notes
 
     def draft(
         self,
@@ -128,15 +130,3 @@ class RecordingDrafter(Drafter):
         drafted = self.inner.draft(session, ids, k, sampling, stop_ids, proceed)
         self.notes.drafted(len(ids), drafted)
         return drafted
-
-    def sync(self, session: str, ids: Sequence[int]) -> int:
-        """See Drafter."""
-        return self.inner.sync(session, ids)
-
-    def close_session(self, session: str) -> None:
-        """See Drafter."""
-        self.inner.close_session(session)
-
-    def close(self) -> None:
-        """See Drafter."""
-        self.inner.close()

@@ -9,7 +9,7 @@ import pytest
 
 from pilotfish.bench import capacity, registry, verify
 from pilotfish.bench.capacity import Bench, rounds
-from pilotfish.bench.capacity_queue import ReplayDrafter
+from pilotfish.bench.capacity_queue import replaying
 from pilotfish.bench.piped import Piped
 from pilotfish.bench.verifier_child import MODULE, Edge, decode, replay
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
@@ -75,11 +75,10 @@ def test_a_child_says_when_it_cannot_go_on() -> None:
             child.ask({"do": "replay", "edges": [{**edge, "text": [1] * 9}], "k": K})
 
 
-def test_a_replay_drafter_knows_a_session_by_its_prompt() -> None:
-    drafter = ReplayDrafter({(1, 2, 3): [7, 8, 9]}, VOCAB, alpha=1.0)
+def test_a_replaying_draft_knows_a_text_by_its_prompt() -> None:
+    drafter = replaying({(1, 2, 3): [7, 8, 9]}, VOCAB, alpha=1.0)
     assert drafter.draft("s", [1, 2, 3], 2, Sampling()).ids == [7, 8]
-    assert drafter.draft("s", [1, 2, 3, 7, 8], 2, Sampling()).ids == [9]
-    assert drafter.draft("unknown", [5], 2, Sampling()).ids == []
+    assert drafter.draft("s", [1, 2, 3, 7, 8], 1, Sampling()).ids == [9]
 
 
 def test_rows_beyond_what_a_round_needs_miss_the_target() -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from pilotfish.bench import control, virtual_time
 from pilotfish.bench.control_fixed import all_totals, best, totals
-from pilotfish.bench.control_live import PacedDrafter
-from pilotfish.bench.control_record import Astray, Record, acceptance, record, target_texts
+from pilotfish.bench.control_record import Astray, Record, acceptance, record
 from pilotfish.bench.control_replay import replay
 from pilotfish.bench.control_times import Times
+from pilotfish.bench.recording import Asked, target_texts
+from pilotfish.bench.wrapped import PacedDrafter
 from pilotfish.cloud_worker.engines.fake import FakeVerifier, fake_target
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.protocol.messages import Sampling
@@ -67,20 +68,14 @@ def test_waiting_for_nothing_is_an_error_and_no_hang() -> None:
 
 def test_a_record_knows_the_targets_text_the_drafts_on_it_and_where_they_lead() -> None:
     prompt = (5, 6, 7)
-    (text,) = target_texts(FakeVerifier(), [control_question(prompt)], frozenset())
-    found = record(FakeDrafter(fake_target, alpha=0.6), control_question(prompt), text, frozenset())
+    (text,) = target_texts(FakeVerifier(), [Asked(prompt, 60)], frozenset())
+    found = record(FakeDrafter(fake_target, alpha=0.6), Asked(prompt, 60), text, frozenset())
     assert found.text[0] == fake_target(prompt, 3, Sampling())
     assert 0.3 < acceptance([found]) < 0.9
     at, path = next(iter(found.astray.items()))
     assert found.proposal(found.text[:at]) == (found.drafts[at], found.scores[at])
     assert found.proposal([*found.text[:at], found.drafts[at]]) == (path.ids[0], path.scores[0])
     assert found.proposal([*found.text[:at], found.drafts[at], path.ids[0]])[0] == path.ids[1]
-
-
-def control_question(prompt: tuple[int, ...]) -> Any:
-    from pilotfish.bench.control_record import Question
-
-    return Question(prompt, 60)
 
 
 # --- the replay ----------------------------------------------------------------------------------------------
@@ -156,6 +151,21 @@ def test_the_report_has_the_names_of_the_design_and_decides_nothing_on_a_small_s
     assert judged["live_off_replay"].value == pytest.approx(0.04)
     assert all(one.met is None for one in judged.values())
     assert cell["pipelined_ms_per_token"] > 0
+
+
+def test_live_runs_are_judged_by_the_times_of_their_own_block() -> None:
+    """A machine that was twice as slow for one block of three moves nothing."""
+    records, runs = made_up(6), list[control.Run]()
+    for slow in (1.0, 2.0, 1.0):
+        for token, rtt in control.LIVE:
+            for way in ("stop_rule", "pipelined"):
+                times = replace(TIMES, token=token, rtt=rtt, job=TIMES.job * slow, row=TIMES.row * slow)
+                speed = replay(records, times, STOPS, **control.WAYS[way]).rate
+                runs.append(control.Run(way, records, times, speed * (0.5 if slow > 1 else 0.98)))
+    told = control.live_figures(runs, STOPS)
+    assert [one["ratio"] for one in told] == [0.98] * 6
+    assert [one["rtt_ms"] for one in told] == [10.0, 10.0, 50.0, 50.0, 50.0, 50.0]
+    assert control.middle([run.times for run in runs]).job == TIMES.job
 
 
 def test_the_prediction_is_the_designs() -> None:

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from pilotfish.bench import gate, gate_replay
-from pilotfish.bench.gate_record import CODE, Question, Recorded, spread
+from pilotfish.bench.gate_live import disagreement_bound
+from pilotfish.bench.gate_record import Recorded
 from pilotfish.bench.gate_replay import Counted, budget_figures, hindsight, shift_figures, split_figures
+from pilotfish.bench.questions import CODE, Question, spread
+from pilotfish.bench.recording import Asked, EveryScore, follow
+from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.edge_agent.calibration import BINS, bin_of
+from pilotfish.edge_agent.confidence import strategies
+from pilotfish.edge_agent.drafters.fake import FakeDrafter
+from pilotfish.protocol.messages import Sampling
 
 
 def requests(count: int, *, wrong: float = 0.3, seed: int = 0, families: tuple[str, ...] = ("add",)) -> list[Recorded]:
@@ -20,7 +27,7 @@ def requests(count: int, *, wrong: float = 0.3, seed: int = 0, families: tuple[s
         scores = rng.uniform(size=(20, 1))
         agreed = rng.uniform(size=20) > wrong * (1 - scores[:, 0]) ** 2
         question = Question(families[number % len(families)], f"{number}", None)
-        found.append(Recorded(question, (1,), tuple(range(20)), scores, agreed, None))
+        found.append(Recorded(question, (1,), tuple(range(20)), scores, agreed))
     return found
 
 
@@ -32,6 +39,25 @@ def test_hindsight_takes_all_it_can() -> None:
     scores, agreed = np.array([0.9, 0.8, 0.7, 0.7, 0.1]), np.array([True, False, True, False, True])
     assert [hindsight(scores, agreed, budget) for budget in (0.0, 0.2, 0.4)] == [0.2, 0.4, 1.0]
     assert hindsight(np.array([0.5, 0.5]), np.array([True, False]), 0.4) == 0  # equals go together
+    assert hindsight(scores, agreed, 0.1, tokens=10) == 0.2  # half of them had no label
+
+
+def test_clustered_errors_widen_the_bound_on_a_live_disagreement() -> None:
+    spread_out, clustered = [1] * 10 + [0] * 90, [10] + [0] * 99
+    assert 0.005 < disagreement_bound(spread_out, 2000) < disagreement_bound(clustered, 2000) < 0.1
+    assert disagreement_bound([0] * 100, 2000) < 0.005
+    assert disagreement_bound([], 0) == 1
+
+
+def test_a_draft_is_led_along_a_text_and_every_strategy_has_its_say() -> None:
+    text = [7, 8, 9]
+    said = follow(FakeDrafter(fake_target, alpha=1.0), Asked((1, 2), 9), text)
+    assert list(said.ids) == [fake_target([1, 2, *text[:at]], 2 + at, Sampling()) for at in range(3)]
+    every = EveryScore(list(strategies().values()), "margin")
+    row = np.array([0.0, 2.0, 1.0], np.float32)
+    assert every(row, 1, 5, Sampling()) == strategies()["margin"].score(row, 1, 5, Sampling())
+    assert every.take().shape == (1, len(strategies()))
+    assert every.take().shape == (0, len(strategies()))
 
 
 def test_counts_by_bin() -> None:
@@ -83,17 +109,26 @@ def test_families_take_turns() -> None:
     assert chosen == spread(rows, 6)
 
 
-def test_the_targets_are_those_of_the_design() -> None:
-    live = {"accuracy": 0.9, "unverified_share": 0.8, "never_sent_share": 0.4, "disagreement": 0.01, "tokens": 3000}
+def test_the_targets_are_the_worst_of_all_temperatures_and_budgets() -> None:
+    live = {"accuracy": 0.9, "unverified_share": 0.8, "never_sent_share": 0.4, "disagreement": 0.004}
     replayed = {
         "tokens": {"asked": 9000},
-        "budgets": {"0.02": {"share_of_hindsight": 0.95}},
-        "shift": {"audits_p90": 20.0, "harmful": 30},
-        "splits": {"0.02": {"passed_share": 0.01, "splits": 300}},
+        "budgets": {f"{budget:g}": {"share_of_hindsight": 0.95} for budget in gate_replay.BUDGETS},
+        "shift": {
+            "0.02": {"audits_p90": 20.0, "harmful": 30, "noticed": 30},
+            "0.05": {"audits_p90": None, "harmful": 0, "noticed": 0},
+        },
+        "splits": {"0.02": {"passed_share": 0.01, "splits": 300, "share_of_hindsight": 0.95}},
     }
-    found = gate.targets(replayed, {"cloud_only": live, "gated 0.02": live, "gated 0.005": live})
-    assert {one.name: one.met for one in found} == {
-        "unverified_share": True, "never_sent_share": True, "share_of_hindsight": True, "disagreement": True,
-        "accuracy_ratio": None, "accuracy_ratio_at_0.005": True, "budget_passed": True,
-        "shift_noticed_within": True,
+    run = {"cloud_only": live, "gated 0.02": live, "gated 0.005": live}
+    found = {one.name: one for one in gate.targets([replayed], [run])}
+    assert {name: one.met for name, one in found.items()} == {
+        "unverified_share": True, "never_sent_share": True, "share_of_hindsight": True,
+        "share_of_hindsight_any_budget": True, "disagreement": True, "disagreement_of_budget": True,
+        "accuracy_ratio": None, "accuracy_ratio_at_0.005": True, "budget_passed": True, "shift_noticed_within": True,
     }  # fmt: skip
+    worse = {**run, "gated 0.005": {**live, "accuracy": 0.8, "disagreement": 0.006}}
+    late = {**replayed, "shift": {"0.02": {"audits_p90": 20.0, "harmful": 30, "noticed": 20}}}
+    found = {one.name: one for one in gate.targets([replayed, late], [run, worse])}
+    assert (found["accuracy_ratio_at_0.005"].met, found["disagreement_of_budget"].met) == (False, False)
+    assert found["shift_noticed_within"].met is None, "not noticed often enough to say when"

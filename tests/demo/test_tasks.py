@@ -126,6 +126,13 @@ def test_evaluation_file_is_what_the_generators_make() -> None:
     assert sum(row["family"] == "code" for row in rows) == 40
 
 
+def test_a_family_without_more_questions_ends_and_does_not_loop() -> None:
+    rows = tasks.evaluation_set(50)
+    days = [row["prompt"] for row in rows if row["family"] == "weekday"]
+    assert len(days) == len(set(days)) < 50
+    assert sum(row["family"] == "add" for row in rows) == 50
+
+
 def test_no_evaluation_question_turns_up_in_training() -> None:
     asked = {json.loads(line)["prompt"] for line in EVAL_FILE.read_text().splitlines()}
     rng = Random(7)

@@ -14,9 +14,10 @@ from rigs import PROMPT, TARGET, draws
 
 from pilotfish.cloud_worker.engines.base import VerifyRequest
 from pilotfish.cloud_worker.engines.fake import FakeVerifier, fake_target
+from pilotfish.edge_agent.calibration import COLD, Labelled
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.gate import Evidence, Gate, Labelled, upper_bound
+from pilotfish.edge_agent.gate import upper_bound
 from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.edge_agent.learned import Store
 from pilotfish.edge_agent.learning import Learned, Learner, Lesson
@@ -81,13 +82,12 @@ class Cloud:
         return 0 if self.away else 1
 
 
-def open_gate(budget: float) -> Gate:
+def experienced() -> Learned:
     """As far as anyone has seen, tokens that score 0.5 are right, and the others wrong."""
-    evidence = Evidence()
-    evidence.observe([Labelled(at / 1000, at >= 500) for at in range(1000)])
-    gate = Gate(evidence, budget)
-    assert gate.open
-    return gate
+    learned = Learned()
+    learned.evidence.observe([Labelled(at / 1000, at >= 500) for at in range(1000)])
+    assert learned.gate(0.3).open
+    return learned
 
 
 def gated(
@@ -95,7 +95,7 @@ def gated(
     alpha: float,
     *,
     spread: float = 0.0,
-    gate: Gate | None = None,
+    learned: Learned | None = None,
     share: float | None = None,
     **task: Any,
 ) -> Generation:
@@ -108,7 +108,7 @@ def gated(
 
     fields = {"max_tokens": 24, "mode": "gated", "on_cloud_loss": "local", "max_disagreement": 0.3, **task}
     opened = Task(PROMPT, **fields)
-    cloud.generation = Generation(opened, draft, cloud, FLEET, 256, gate or open_gate(0.3), share)  # type: ignore[arg-type]
+    cloud.generation = Generation(opened, draft, cloud, FLEET, 256, learned or experienced(), share)  # type: ignore[arg-type]
     return cloud.generation
 
 
@@ -197,7 +197,7 @@ async def test_an_audit_nobody_answers_costs_labels_and_no_more(how: str, monkey
 
 async def test_a_shut_gate_is_exact_mode_and_evidence() -> None:
     cloud = Cloud()
-    generation = gated(cloud, 0.6, gate=Gate(Evidence(), 0.02), share=1.0)
+    generation = gated(cloud, 0.6, learned=Learned(), share=1.0)
     assert await text(generation) == draws(PROMPT, 24)
     assert generation.lesson().whole
     assert generation.lesson().budget is None
@@ -272,9 +272,25 @@ def test_only_whole_requests_are_evidence() -> None:
     learned = Learned()
     learned.learn(lesson([Labelled(0.9, True)] * 50, whole=False))
     assert learned.evidence.tokens == 0
-    assert learned.calibration.labels == 50
     learned.learn(lesson([Labelled(0.9, True)] * 50))
     assert learned.evidence.tokens == 50
+
+
+def test_verified_labels_are_learnt_as_they_come_and_audited_ones_once_at_the_end() -> None:
+    learned = Learned()
+    seen = [Labelled(0.9, True)] * 50
+    learned.judged(seen)
+    assert learned.calibration.acceptance(0.9) > 0.9
+    learned.learn(lesson([*seen, Labelled(0.9, False, local=True)], weight=20.0))
+    assert learned.calibration.weight.sum() == 70
+
+
+async def test_the_map_follows_within_one_answer() -> None:
+    generation = gated(Cloud(), 1.0, learned=Learned(), mode="exact", max_tokens=60, window=1, drafting="always")
+    cold = generation.learned.calibration.acceptance(1.0)
+    await text(generation)
+    assert cold == COLD
+    assert generation.learned.calibration.acceptance(1.0) > 0.9
 
 
 def test_enough_evidence_opens_the_gate_and_a_bad_audit_shuts_it() -> None:

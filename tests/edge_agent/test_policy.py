@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilotfish.edge_agent.ahead import Label
-from pilotfish.edge_agent.policy import (
-    STRETCH,
-    STRETCH_MAX,
-    TRIALS,
-    FixedDraft,
-    Pace,
-    Ratio,
-    Reliability,
-    StopRule,
-)
+from pilotfish.edge_agent.calibration import Labelled
+from pilotfish.edge_agent.policy import STRETCH, STRETCH_MAX, TRIALS, FixedDraft, Pace, Ratio, StopRule
 
 CHANCES = st.lists(st.floats(0, 1), max_size=20)
 
@@ -31,7 +22,7 @@ def pace(*, token_ms: float = 5.0, trip_ms: float = 20.0, rate: float = 0.05, ro
     for _ in range(TRIALS):
         measured.drafted(4, 4 * token_ms)
         measured.verified(5, 4.0 + 5 * row_ms, trip_ms, row_ms)
-        measured.judged([Label(0.9, agreed=True)] * 9 + [Label(0.9, agreed=False)])
+        measured.judged([Labelled(0.9, agreed=True)] * 9 + [Labelled(0.9, agreed=False)])
         measured.cycle(10, 10 / rate)
     return measured
 
@@ -87,7 +78,7 @@ def test_where_a_draft_cannot_pay_there_is_none_and_it_is_tried_again_once_it_co
 def test_an_acceptance_that_was_not_tried_for_long_is_thought_well_of() -> None:
     measured = Pace()
     for _ in range(50):
-        measured.judged([Label(0.9, agreed=False)])
+        measured.judged([Labelled(0.9, agreed=False)])
     assert measured.hope < 0.05
     for _ in range(1500):
         measured.judged([])
@@ -212,23 +203,6 @@ def test_a_ratio_lies_between_the_smallest_and_the_largest_it_saw(pairs: list[tu
         ratio.add(amount, weight)
     seen = [amount / weight for amount, weight in pairs]
     assert min(seen) - 1e-9 <= ratio.value(-1) <= max(seen) + 1e-9
-
-
-def test_a_score_is_worth_what_the_verdicts_say() -> None:
-    reliability, dice = Reliability(), random.Random(3)
-    assert reliability(0.3) == pytest.approx(0.3)
-    for _ in range(300):
-        reliability.learn(Label(0.3, dice.random() < 0.6))
-    assert reliability(0.3) == pytest.approx(0.6, abs=0.1)
-    assert reliability(0.95) == pytest.approx(0.95)
-
-
-@given(st.floats(0, 1), st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=20))
-def test_an_acceptance_is_a_probability(score: float, seen: list[tuple[float, bool]]) -> None:
-    reliability = Reliability()
-    for one, agreed in seen:
-        reliability.learn(Label(one, agreed))
-    assert 0 <= reliability(score) <= 1
 
 
 def test_a_drafter_that_takes_no_time_divides_by_nothing() -> None:
