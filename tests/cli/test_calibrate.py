@@ -11,9 +11,9 @@ from pilotfish.cli.calibration import prompt_lines
 from pilotfish.cli.main import run_command
 from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
-from pilotfish.edge_agent.calibration import Calibration
+from pilotfish.edge_agent.calibration import Calibration, Labelled
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.gate import Evidence, Labelled
+from pilotfish.edge_agent.gate import Evidence
 from pilotfish.edge_agent.launch import learned_folder
 from pilotfish.edge_agent.learned import Key, Store
 from pilotfish.edge_agent.learning import Learner

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilotfish.edge_agent.calibration import BINS, bin_of
+from pilotfish.edge_agent.calibration import BINS, Labelled, bin_of
 from pilotfish.edge_agent.gate import (
     CONFIDENCE,
     Evidence,
     Gate,
-    Labelled,
     Watch,
     bound_from,
     budget_for,
