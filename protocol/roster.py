@@ -39,8 +39,16 @@ class Roster:
     async def open(self) -> None:
         """Create our streams and groups; called at start, for a new tenant, and after Redis lost them."""
         await self._read_clock_and_tenants()
+        await self._enlist()
         for stream in self.open_streams:
             await self._open_stream(stream)
+
+    async def _enlist(self) -> None:
+        """Stand among the workers before our streams do: who dies before its first beat must be missed by its peers."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.zadd(keys.workers(self.target), {self.worker: self.now_ms()}, nx=True)
+        pipe.pexpire(keys.workers(self.target), keys.JOBS_TTL_MS)
+        await pipe.execute()
 
     async def _open_stream(self, stream: str) -> None:
         """One stream and its group. A tenant that broke its own is set aside: it must not hold up the others."""
