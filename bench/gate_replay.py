@@ -20,6 +20,7 @@ from pilotfish.edge_agent.gate import Evidence, Watch, bound_from, from_above, t
 
 BUDGETS = (0.005, 0.01, 0.02, 0.05)
 AUDITS_MOST = 200
+HARM = 2.0  # times the budget: what a shift must do to count as one
 SHIFT_FROM = frozenset({"add", "subtract", "running_sum", "times"})
 
 
@@ -121,7 +122,7 @@ def shift_figures(
 ) -> dict[str, Any]:
     """Learnt on half of the arithmetic; then audits of the other half, then of code: how many until the alarm.
 
-    Where the budget holds on code too there is nothing to notice: `harmful` counts the runs in which it does not.
+    Where the budget nearly holds on code there is little to notice: `harmful` counts the runs that pass HARM times it.
     """
     before = np.array([i for i, one in enumerate(requests) if one.question.family in SHIFT_FROM])
     after = np.array([i for i, one in enumerate(requests) if one.question.family == CODE])
@@ -134,7 +135,7 @@ def shift_figures(
         watch.observe(token for i in order[len(order) // 2 :] for token in _audited(requests[i], scores[i], bin))
         false += watch.alarmed
         harm.append(float(counts.curve(after)[1, bin]))
-        if harm[-1] > budget:
+        if harm[-1] > HARM * budget:
             needed.append(_audits_until(watch, requests, scores, bin, rng.choice(after, AUDITS_MOST)))
     found = [one for one in needed if one is not None]
     return {
