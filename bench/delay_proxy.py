@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pilotfish.bench.children import say_ready
 
 CHUNK_BYTES = 1 << 16
+ACCEPTING = 5  # passes of the loop from accept() to the first step of the connection's task
 HOST = "127.0.0.1"
 
 Chunks = asyncio.Queue[tuple[float, bytes]]  # (when it is due on the loop's clock, bytes; b"" is the end)
@@ -40,9 +41,12 @@ class DelayProxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server
         self._server.close()
+        for _ in range(ACCEPTING):
+            await asyncio.sleep(0)  # a connection just accepted has no task yet that could be cancelled
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted is closed
         await self._server.wait_closed()
 
     def through(self, url: str) -> str:
@@ -62,7 +66,10 @@ class DelayProxy:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._carry(reader, there_writer, up=True))
                 both.create_task(self._carry(there_reader, writer, up=False))
-        except* (OSError, asyncio.CancelledError):
+        except* asyncio.CancelledError:
+            for one in writers:
+                one.transport.abort()  # a peer that was killed or stopped would never take what is left
+        except* OSError:
             pass
         finally:
             self._connections.discard(task)

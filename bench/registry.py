@@ -20,7 +20,7 @@ NAMES: Final[dict[str, str]] = {
     "gate": "pilotfish.bench.gate:run",
     "fleet": "pilotfish.bench.fleet:run",
     "chaos": "pilotfish.bench.chaos:run",
-    "load": "pilotfish.bench.load:run",
+    "load": "pilotfish.bench.many_edges:run",
     "soak": "pilotfish.bench.soak:run",
 }
 SUMMARIES: Final[dict[str, str]] = {

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 
 import pytest
 from redis.asyncio import Redis
 from rigs import draws, worker
 
 from helpers import wait_until
-from pilotfish.bench import load_edges
+from pilotfish.bench import load_edges, many_edges
 from pilotfish.bench.load_edges import ROWS, Tenant
 from pilotfish.protocol import keys, quota
 from pilotfish.protocol.codec import decode
 from pilotfish.protocol.messages import ToWorker
-
-load = importlib.import_module("pilotfish.bench.load")  # the package has a function of this name
 
 
 def test_a_job_is_one_that_an_edge_may_send_and_its_draft_is_right() -> None:
@@ -56,6 +53,6 @@ def test_the_targets_are_those_of_the_design() -> None:
         "overload": {"starved": 0, "unanswered": 0},
         "flood": {"p95_ratio": 1.2, "blocks": [{}] * 4},
     }
-    told = {target.name: target.met for target in load._targets(figures)}
+    told = {target.name: target.met for target in many_edges._targets(figures)}
     assert {"p50_ms", "p99_ms", "jobs_per_second"} < told.keys()
     assert [name for name, met in told.items() if not met] == ["flood_p95_ratio"]

@@ -11,7 +11,8 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgpack
@@ -29,13 +30,14 @@ from pilotfish.cloud_worker.worker import FUNCTIONS, StreamWorker, arq_pool, unp
 from pilotfish.edge_agent import generation as generation_module
 from pilotfish.edge_agent import session as session_module
 from pilotfish.edge_agent.generation import Generation, Task
-from pilotfish.protocol import codec, history
+from pilotfish.protocol import codec, history, quota
 from pilotfish.protocol import messages as m
 from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import InvalidMessage
 from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.history import History
+from pilotfish.protocol.usage import Usage
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger("fuzz")
@@ -134,11 +136,19 @@ class Desk:
 
     def __init__(self, redis: ArqRedis, age_ms: Callable[[], int]) -> None:
         self.redis = redis
+        self.usage = Usage(redis, TARGET, self.worker, {})
         self.said: list[tuple[m.Message | None, bool]] = []
         self._age_ms = age_ms
 
     def age_ms(self, delivery: Delivery) -> int:
         return self._age_ms()
+
+    @contextmanager
+    def under_way(self, tenant: str, job: m.VerifyJob | m.ScoreJob) -> Iterator[None]:
+        """As `Pickup` counts it, shares aside."""
+        self.usage.begin(tenant, quota.rows(job), tokens := quota.tokens(job))
+        yield
+        self.usage.end(tenant, tokens)
 
     async def reply(self, delivery: Delivery, message: m.Message | None, *, last: bool = True, dead: str = "") -> None:
         if message is not None:

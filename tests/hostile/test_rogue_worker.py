@@ -80,7 +80,8 @@ def nothing(job: VerifyJob) -> Said:
 
 
 def chunks_that_never_end(job: VerifyJob) -> Said:
-    yield verdict(job, list(job.draft[:1]) or [1], last=False, engine_ms=MILLIS_MAX, rows=1 << 18)
+    right = draws(PROMPT, job.base - len(PROMPT) + 1)[-1]
+    yield verdict(job, [right], last=False, engine_ms=MILLIS_MAX, rows=1 << 18)
 
 
 UNHELPFUL = [ids_out_of_range, a_rewind, a_leap_ahead, need_prefix_for_ever, try_again_for_ever, a_flood_of_refusals,

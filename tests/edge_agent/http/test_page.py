@@ -99,6 +99,7 @@ async def test_every_token_shows_its_origin_and_corrections_are_seen(redis_url: 
         assert "confidence 0.700" in told
         await seen.until("document.getElementById('acceptance').textContent.includes('%')")
         await seen.until("document.getElementById('workers').textContent.includes('serving')")
+        await seen.until("document.getElementById('cache').textContent.includes('%')")
         shown = await seen.js(
             "Object.fromEntries(['rate', 'rtt', 'running', 'depth', 'oldest', 'cache', 'budget'].map("
             "id => [id, document.getElementById(id).textContent]))"
