@@ -53,7 +53,8 @@ def pattern(shown: str) -> re.Pattern[str]:
         return re.compile(re.escape(shown))
     loose = {"…": ".*", " ": r"\s+"}
     words = re.split(r"(…|\s+|\b[0-9a-f]*\d[0-9a-f]*\b(?:[.,]\d+)*)", shown)
-    parts = [loose.get(word[:1], r"[0-9a-f.,]+") if index % 2 else re.escape(word) for index, word in enumerate(words)]
+    plain = [re.escape(word) if word not in ("round", "rounds") else "rounds?" for word in words]
+    parts = [loose.get(word[:1], r"[0-9a-f.,]+") if index % 2 else plain[index] for index, word in enumerate(words)]
     return re.compile("".join(parts))
 
 
