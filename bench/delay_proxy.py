@@ -38,7 +38,7 @@ class DelayProxy:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         assert self._server
         self._server.close()
         for _ in range(ACCEPTING):
