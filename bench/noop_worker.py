@@ -61,7 +61,7 @@ async def serve(url: str, name: str) -> None:
         FUNCTIONS, ingress=ingress, describe=clocks, redis_pool=pool, max_jobs=64, job_timeout=60,
         announce=lambda: fleet.announce(pool, target), job_serializer=msgpack.packb, job_deserializer=msgpack.unpackb,
     )  # fmt: skip
-    worker.ctx["verification"] = Verification(NoopEngine(), name, lambda tenant: worker.credit_of(tenant))
+    worker.ctx["verification"] = Verification(NoopEngine(), name, worker.credit_of)
 
     async def start(ctx: dict[Any, Any]) -> None:
         await worker.announce()

@@ -23,7 +23,7 @@ from pilotfish.cache.hub_name import hub_name, is_hub_name
 from pilotfish.cache.model_store import ModelStore
 from pilotfish.cache.presets import with_preset
 from pilotfish.cli import redis_server
-from pilotfish.demo.pair import cache_dir
+from pilotfish.demo.pair import fetched_dir
 from pilotfish.protocol import cores
 from pilotfish.protocol.errors import BrokerUnreachable, ModelError, SettingsError
 from pilotfish.protocol.settings import Settings, load, redacted
@@ -176,7 +176,7 @@ def _draft(settings: Settings, named: str) -> Check:
         there = Path(named).is_file()
         return Check("draft_model", there, named, "" if there else "no such file: correct draft_model")
     try:
-        found = ModelStore((settings.cache_dir or cache_dir()) / "models").find(hub_name(named))
+        found = ModelStore(fetched_dir(settings.cache_dir)).find(hub_name(named))
     except ModelError as error:
         return Check("draft_model", False, named, str(error))
     fetch = f"the first start fetches it; `pilotfish models pull {named}` does so now"

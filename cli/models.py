@@ -137,9 +137,9 @@ def _of_preset(settings: Settings) -> list[str]:
 
 def _store(settings: Settings) -> ModelStore:
     from pilotfish.cache.model_store import ModelStore
-    from pilotfish.demo.pair import cache_dir
+    from pilotfish.demo.pair import fetched_dir
 
-    return ModelStore((settings.cache_dir or cache_dir()) / "models")
+    return ModelStore(fetched_dir(settings.cache_dir))
 
 
 def vocabulary(path: Path) -> Vocabulary:

@@ -86,8 +86,8 @@ def target_path(settings: Settings, engine: str) -> Path:
     if engine not in ("vllm", "llamacpp"):  # what it means is that engine's own business
         return Path(settings.target_model or "")
     if named := with_preset(settings, engine).target_model:
-        models = (settings.cache_dir or pair.cache_dir()) / "models"
-        return _existing(model_path(named, models, offline=settings.offline), engine)
+        path = model_path(named, pair.fetched_dir(settings.cache_dir), offline=settings.offline)
+        return _existing(path, engine)
     return pair.TARGET_DIR if engine == "vllm" else pair.target_gguf()
 
 

@@ -442,7 +442,7 @@ async def _serve(
         bounds=Bounds(pool, target.id, name, spec.tenant_bytes),
         job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
-    verification = Verification(engine, name, lambda tenant: worker.credit_of(tenant), salts.of)
+    verification = Verification(engine, name, worker.credit_of, salts.of)
     worker.ctx["verification"] = verification
 
     async def open_and_beat(ctx: dict[Any, Any]) -> None:

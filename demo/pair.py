@@ -24,6 +24,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pilotfish"
 
 
+def fetched_dir(chosen: Path | None) -> Path:
+    """Where models from a hub are kept: below the cache folder chosen, else below the usual one."""
+    return (chosen or cache_dir()) / "models"
+
+
 def target_gguf(kind: str = "f32") -> Path:
     """The target as llama.cpp loads it, converted at first use (about a second)."""
     return ensure_gguf(TARGET_DIR, cache_dir() / "demo" / f"target-{kind}.gguf", kind)

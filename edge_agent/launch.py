@@ -124,12 +124,12 @@ def learned_folder(settings: Settings) -> Path:
 
 def draft_path(settings: Settings) -> Path:
     """GGUF file of the draft; the demo's is converted at first use, one on a hub is fetched."""
-    from pilotfish.demo.pair import cache_dir, draft_gguf
+    from pilotfish.demo.pair import draft_gguf, fetched_dir
 
     named = with_preset(settings).draft_model
     if not named:
         return draft_gguf()
-    return model_path(named, (settings.cache_dir or cache_dir()) / "models", offline=settings.offline)
+    return model_path(named, fetched_dir(settings.cache_dir), offline=settings.offline)
 
 
 def default_name() -> str:

@@ -13,6 +13,7 @@ from pilotfish.protocol import keys
 from pilotfish.protocol.broker import RedisBytes
 from pilotfish.protocol.delivery import Delivery, read
 from pilotfish.protocol.roster import Roster
+from pilotfish.protocol.wire import by_name
 
 #: renew_leases(KEYS: streams; ARGV: group, consumer, then (stream index, entry id)...) -> how many are still ours.
 #: XCLAIM alone would steal a job back from the peer that took it over. A stream that is gone holds up no other.
@@ -167,7 +168,7 @@ class Leases(Roster):
 def _present(claimed: list[Any]) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Entries that are still in their stream: Redis 6.2 names the deleted too."""
     there = [entry for entry in claimed if entry and entry[1] is not None]
-    return [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in there]
+    return [(entry_id, by_name(fields)) for entry_id, fields in there]
 
 
 def is_gone(error: Exception) -> bool:

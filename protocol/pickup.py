@@ -23,7 +23,7 @@ from pilotfish.protocol.fair_share import FairShare, reserved
 from pilotfish.protocol.leases import is_gone
 from pilotfish.protocol.messages import ScoreJob, VerifyJob
 from pilotfish.protocol.usage import Usage
-from pilotfish.protocol.wire import entries
+from pilotfish.protocol.wire import by_name, entries
 
 TENANTS_MAX: Final = (keys.STREAMS_MAX - 1) // 2  # of one read: two streams each, and what peers passed on
 AT_ONCE: Final = 16  # jobs of one pick-up, where there are several tenants: what one has sent holds up no other
@@ -73,8 +73,8 @@ class PickUp(Answers):
 
     def __init__(self, redis: RedisBytes, target: str, worker: str) -> None:
         super().__init__(redis, target, worker)
-        self.shares = FairShare(lambda tenant: self.quotas.get(tenant, quota.UNLIMITED).weight)
         self.usage = Usage(redis, target, worker, self.quotas)
+        self.shares = FairShare(lambda tenant: self.usage.quota(tenant).weight)
         self.busy: set[str] = set()  # tenants that had more than we took
         self._readers: dict[int, asyncio.Task[list[Delivery]]] = {}  # by group of tenants
         self._take = redis.register_script(TAKE)
@@ -178,7 +178,7 @@ class PickUp(Answers):
         )
         for place in more:
             (self.busy.add if place > 0 else self.busy.discard)(ordered[abs(place) - 1])
-        taken = [self._hold(stream.decode(), entry_id, _pairs(fields)) for stream, entry_id, fields in found]
+        taken = [self._hold(stream.decode(), entry_id, by_name(fields)) for stream, entry_id, fields in found]
         if gone:
             await self._reopen(taken)
         return taken
@@ -241,7 +241,3 @@ class PickUp(Answers):
         full = {stream.decode() for stream, found in got if len(found) >= share}
         self.busy.update(delivery.tenant for delivery in taken if delivery.stream in full)
         return taken
-
-
-def _pairs(fields: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(fields[::2], fields[1::2], strict=True))

@@ -7,7 +7,7 @@ a job alone, so a tenant can count them as we do. Knows the text in which Redis 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from pilotfish.protocol.messages import ScoreJob, VerifyJob
@@ -50,11 +50,7 @@ def parse(text: str) -> Quota:
         _number(said, "weight", 1.0), _number(said, "rows_per_second"), int(_number(said, "tokens_in_flight")),
         int(_number(said, "since_ms")),
     )  # fmt: skip
-    return quota if 0 < quota.weight <= WEIGHT_MAX else Quota(1.0, *_all_but_weight(quota))
-
-
-def _all_but_weight(quota: Quota) -> tuple[float, int, int]:
-    return quota.rows_per_second, quota.tokens_in_flight, quota.since_ms
+    return quota if 0 < quota.weight <= WEIGHT_MAX else replace(quota, weight=1.0)
 
 
 def _number(said: dict[str, str], name: str, default: float = 0.0) -> float:

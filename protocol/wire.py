@@ -197,7 +197,9 @@ class Lane:
 
 def entries(answer: Any) -> Entries:
     """What XREAD and XREADGROUP answer: [] when there was nothing."""
-    return [
-        (stream, [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in found])
-        for stream, found in answer or ()
-    ]
+    return [(stream, [(entry_id, by_name(fields)) for entry_id, fields in found]) for stream, found in answer or ()]
+
+
+def by_name(fields: list[bytes]) -> dict[bytes, bytes]:
+    """An entry's fields, which Redis tells as name, value, name, value, ..."""
+    return dict(zip(fields[::2], fields[1::2], strict=True))
