@@ -31,7 +31,7 @@ from helpers import wait_until
 from pilotfish.cloud_worker import worker as worker_module
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker import FUNCTIONS, StreamWorker, WorkerSpec, arq_pool, run, unpack_job
-from pilotfish.protocol import fleet, keys
+from pilotfish.protocol import fleet, keys, shedding
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import BrokerRefused, BrokerUnreachable, ModelError, NoWorker, SettingsError
@@ -98,7 +98,10 @@ async def test_a_round_costs_ten_commands_at_most(redis: Redis, redis_url: str, 
     assert per_round <= 10.5, counted  # a round takes 9; beats and sweeps are paid by time
 
 
-async def test_a_full_worker_says_so_and_leaves_the_rest_in_the_queue(redis: Redis, redis_url: str) -> None:
+async def test_a_full_worker_says_so_and_leaves_the_rest_in_the_queue(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shedding, "PATIENCE_MS", 60_000)  # the last one waits for longer than a second
     in_hand: list[int] = []
 
     async def served() -> bool:
