@@ -4,8 +4,9 @@ A block is 63 bits of its name (`block_hash.py`), a member of one of a worker's 
 keeps them as sorted arrays of integers, 8 bytes an entry. A worker's life is a lease on Redis' clock; its *epoch*, new
 with every registration, is part of the buckets' keys, so what an earlier epoch said is out of reach at once and removed
 in pieces later. A sequence number tells a batch that was lost. Held blocks are closed under prefixes (an engine evicts
-a block before the one it follows), so the longest held prefix is found by halving: ten looks per worker for a thousand
-blocks. Soft state: whatever it says or forgets changes speed and nothing else. Knows blocks, not tokens or tenants.
+a block before the one it follows), so the longest held prefix is found by halving: ten looks for a thousand blocks, and
+one at a worker that could not win. Soft state: what it says or forgets changes speed and nothing else. Knows blocks,
+not tokens or tenants.
 
 The scripts read keys that they make themselves: one Redis, not a cluster. They run on Redis 6.2.
 """
@@ -134,27 +135,31 @@ end
 return left
 """
 
-#: workers(blob, n) -> every live worker with the length of the prefix it holds, in blocks
+#: workers() -> every live worker; held(blob, worker, needs) -> how many blocks of the prefix it holds, or nil when that
+#: is less than it needs, which one look tells
 _WORKERS: Final = f"""{_NOW}{_BLOCK}
-local sismember, floor = redis.call, math.floor
-local function held(blob, n, epoch, buckets, worker, highs, members)
-  local head, tail = string.match(string.format(ARGV[2], epoch, 0, worker), '^(.*:)0(:[^:]*)$')
-  local low, high, middle = 0, n, 0
+local call, floor, highs, members = redis.call, math.floor, {{}}, {{}}
+local function holds(blob, worker, i)
+  if not members[i] then highs[i], members[i] = block(blob, i) end
+  return call('SISMEMBER', worker.head .. highs[i] % worker.buckets .. worker.tail, members[i]) == 1
+end
+local function held(blob, worker, needs)
+  local low, high = math.max(1, needs), #blob / {SHORT_BYTES}
+  if low > high or not holds(blob, worker, low - 1) then return needs == 0 and 0 or nil end
   while low < high do
-    if not members[middle] then highs[middle], members[middle] = block(blob, middle) end
-    local bucket = head .. highs[middle] % buckets .. tail
-    if sismember('SISMEMBER', bucket, members[middle]) == 1 then low = middle + 1 else high = middle end
-    middle = floor((low + high) / 2)
+    local middle = floor((low + high) / 2)
+    if holds(blob, worker, middle) then low = middle + 1 else high = middle end
   end
   return low
 end
-local function workers(blob)
-  local found, highs, members, n = {{}}, {{}}, {{}}, #blob / {SHORT_BYTES}
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
-    local f = redis.call('HMGET', string.format(ARGV[1], name), 'epoch', 'buckets', 'queued', 'rate', 'blocks')
+local function workers()
+  local found = {{}}
+  for _, name in ipairs(call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
+    local f = call('HMGET', string.format(ARGV[1], name), 'epoch', 'buckets', 'queued', 'rate', 'blocks')
     if f[1] then
-      found[#found + 1] = {{name=name, epoch=f[1], queued=tonumber(f[3]), rate=tonumber(f[4]), blocks=f[5],
-                           hit=held(blob, n, f[1], f[2], name, highs, members)}}
+      local head, tail = string.match(string.format(ARGV[2], f[1], 0, name), '^(.*:)0(:[^:]*)$')
+      found[#found + 1] = {{name=name, epoch=f[1], buckets=f[2], queued=tonumber(f[3]), rate=tonumber(f[4]),
+                           blocks=f[5], head=head, tail=tail}}
     end
   end
   return found
@@ -162,18 +167,26 @@ end
 """
 
 #: route(KEYS: index; ARGV: worker key, bucket key, blob, me, tokens, tokens in a block)
-#: -> {worker, blocks it holds, tokens reserved in its queue}, or nil when nobody is registered
+#: -> {worker, blocks it holds, tokens reserved in its queue}, or nil when nobody is registered.
+#: Whoever would need more blocks than it holds to be sooner than the best so far is asked for that many, and no more.
 ROUTE: Final = f"""{_WORKERS}
-local found, known, rates = workers(ARGV[3]), 0, 0
+local found, known, rates, best = workers(), 0, 0, nil
 for _, w in ipairs(found) do
   if w.rate > 0 then known, rates = known + 1, rates + w.rate end
 end
-local best
+local function seconds(w, hit)
+  return (w.queued + ARGV[5] - (hit < {AFFINITY_BLOCKS} and 0 or hit) * ARGV[6]) / w.rate + w.hop
+end
 for _, w in ipairs(found) do
-  local useful = w.hit < {AFFINITY_BLOCKS} and 0 or w.hit
-  local rate = w.rate > 0 and w.rate or known > 0 and rates / known or {RATE_UNKNOWN}
-  w.seconds = (w.queued + ARGV[5] - useful * ARGV[6]) / rate + (w.name == ARGV[4] and 0 or {HOP_MS / 1000})
-  if not best or w.seconds < best.seconds then best = w end
+  if w.rate <= 0 then w.rate = known > 0 and rates / known or {RATE_UNKNOWN} end
+  w.hop = w.name == ARGV[4] and 0 or {HOP_MS / 1000}
+  local needs = best and seconds(w, 0) >= best.seconds
+    and math.max({AFFINITY_BLOCKS}, floor((seconds(w, 0) - best.seconds) * w.rate / ARGV[6])) or 0
+  w.hit = held(ARGV[3], w, needs)
+  if w.hit then
+    w.seconds = seconds(w, w.hit)
+    if not best or w.seconds < best.seconds then best = w end
+  end
 end
 if not best then return false end
 local reserved = ARGV[5] - best.hit * ARGV[6]
@@ -184,8 +197,8 @@ return {{best.name, best.hit, reserved}}
 #: look(KEYS: index; ARGV: worker key, bucket key, blob) -> {worker, epoch, blocks, queued, rate, blocks held} of each
 LOOK: Final = f"""{_WORKERS}
 local told = {{}}
-for i, w in ipairs(workers(ARGV[3])) do
-  told[i] = {{w.name, w.epoch, w.blocks, tostring(w.queued), tostring(w.rate), w.hit}}
+for i, w in ipairs(workers()) do
+  told[i] = {{w.name, w.epoch, w.blocks, tostring(w.queued), tostring(w.rate), held(ARGV[3], w, 0)}}
 end
 return told
 """

@@ -12,7 +12,17 @@ from redis.asyncio import Redis
 
 from helpers import wait_until
 from pilotfish.cache.block_hash import block_hashes, short
-from pilotfish.cache.prefix_index import AFFINITY_BLOCKS, PrefixIndex, Published, Share, buckets_for
+from pilotfish.cache.prefix_index import (
+    AFFINITY_BLOCKS,
+    HOP_MS,
+    RATE_UNKNOWN,
+    Holder,
+    PrefixIndex,
+    Published,
+    Route,
+    Share,
+    buckets_for,
+)
 from pilotfish.protocol import keys
 
 TARGET = "a" * 16
@@ -178,6 +188,35 @@ async def test_a_slow_worker_is_passed_over_for_a_fast_one(index: PrefixIndex) -
     route = await index.route("slow", 500, BLOCK, ())
     assert route is not None
     assert route.worker == "fast"
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 1_500), st.sampled_from([0.0, 300.0, 1_000.0, 1_234.5])),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(0, 40),
+)
+async def test_who_is_not_asked_could_not_have_won(
+    index: PrefixIndex, workers: list[tuple[int, int, float]], blocks: int
+) -> None:
+    """A route looks at few blocks; it finds whom a look at everything finds."""
+    await index.redis.flushall()
+    for i, (held, queued, rate) in enumerate(workers):
+        share = await worker(index, f"w{i}", NAMES[:held], rate)
+        await index.beat(share, rate, queued)
+    tokens, known = blocks * BLOCK + 5, [rate for _, _, rate in workers if rate]
+    holders = await index.look(NAMES[:blocks])
+
+    def seconds(holder: Holder) -> float:
+        rate = holder.rate or (sum(known) / len(known) if known else RATE_UNKNOWN)
+        useful = holder.hit if holder.hit >= AFFINITY_BLOCKS else 0
+        return (holder.queued + tokens - useful * BLOCK) / rate + (0 if holder.worker == "w0" else HOP_MS / 1000)
+
+    route, first = await index.route("w0", tokens, BLOCK, NAMES[:blocks]), min(holders, key=seconds)
+    assert route == Route(first.worker, first.hit, tokens - first.hit * BLOCK)
 
 
 async def test_equals_keep_their_job(index: PrefixIndex) -> None:
