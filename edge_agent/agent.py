@@ -1,7 +1,8 @@
 """An agent process: one drafter, one broker, many generations at once; takes submitted prompts.
 
 Ties the parts together: a thread that owns the drafter, a task that reads every reply on one blocking connection and
-hands it to its generation, a task that takes prompts, a task that beats. Knows nothing of HTTP or terminals.
+hands it to its generation, a task that takes prompts (`submissions.py`), a task that beats. Knows nothing of HTTP or
+terminals.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,29 +21,23 @@ from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
 from pilotfish.edge_agent.generation import WINDOW, DraftFn, Generation, Task
 from pilotfish.edge_agent.learning import Learner
 from pilotfish.edge_agent.policy import Pace
-from pilotfish.edge_agent.session import Committed
-from pilotfish.edge_agent.text import Decoder
+from pilotfish.edge_agent.submissions import Submissions
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
 from pilotfish.protocol import keys, metrics
-from pilotfish.protocol.broker import EdgeBroker, Taken, end_tasks
+from pilotfish.protocol.broker import EdgeBroker, end_tasks
 from pilotfish.protocol.errors import (
     BrokerError,
     EmptyPrompt,
     InvalidMessage,
-    PilotfishError,
     PromptTooLong,
     StoreError,
 )
 from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
-    Accepted,
     CancelRequest,
     Drafting,
-    Failed,
-    Finished,
     Prompt,
     Sampling,
-    Text,
 )
 
 log = logging.getLogger("pilotfish.agent")
@@ -92,28 +87,29 @@ class Agent:
         self._known: dict[str, int] = {}  # session -> ids the drafter was given last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._tasks: list[asyncio.Task[None]] = []
-        self._requests: dict[str, Generation] = {}
-        self._taken: dict[bytes, asyncio.Task[None]] = {}
+        self._submissions = Submissions(self, broker) if broker else None
         self._taking: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------
 
     async def start(self, *, take_prompts: bool = False) -> None:
         """Begin to read replies, and with `take_prompts` to serve what shells submit."""
-        if self.broker is None:
+        if self.broker is None or self._submissions is None:
             return
         self._tasks.append(asyncio.create_task(_for_ever(self._read_replies)))
         self._tasks.append(asyncio.create_task(_for_ever(self._save_often)))
         self._tasks.append(asyncio.create_task(_for_ever(self._feel_pulse)))
         if take_prompts:
             await self.broker.open_prompts()
-            self._taking = asyncio.create_task(_for_ever(self._take_prompts))
+            self._taking = asyncio.create_task(_for_ever(self._submissions.take))
             await self._beat()
             self._tasks += [self._taking, asyncio.create_task(_for_ever(self._beat_often))]
 
     async def stop(self) -> None:
         """End every task and generation, leave the fleet, free the drafter."""
-        await end_tasks([*self._tasks, *self._taken.values()])
+        await end_tasks(self._tasks)
+        if self._submissions:
+            await self._submissions.end()
         self._save()
         if self.broker is not None:
             with suppress(BrokerError):
@@ -126,8 +122,8 @@ class Agent:
         """Take no more prompts; give those running some time. Their leases are renewed all the while."""
         if self._taking:
             await end_tasks([self._taking])
-        if self._taken:
-            await asyncio.wait(self._taken.values(), timeout=seconds)
+        if self._submissions:
+            await self._submissions.finish(seconds)
 
     # --- generations -----------------------------------------------------------------------------------------
 
@@ -172,6 +168,26 @@ class Agent:
             self._known.pop(generation.session.id, None)
             self._thread.submit(self.drafter.close_session, generation.session.id)
 
+    def task(self, prompt: Prompt, ids: tuple[int, ...]) -> Task:
+        """A prompt's wishes, completed by this agent's defaults."""
+        chosen = self.defaults.draft_tokens if prompt.draft_tokens is None else prompt.draft_tokens
+        budget = self.defaults.max_disagreement if prompt.max_disagreement is None else prompt.max_disagreement
+        return Task(
+            prompt=ids,
+            mode=prompt.mode,
+            on_cloud_loss=prompt.on_cloud_loss or ("local" if prompt.mode == "gated" else "wait"),
+            max_disagreement=budget,
+            sampling=prompt.sampling,
+            max_tokens=prompt.max_tokens,
+            stop_ids=self.stop_ids,
+            drafting=self.defaults.drafting,
+            draft_tokens=chosen,
+            window=self.defaults.window,
+            resends=self.defaults.resends,
+            round_timeout_ms=self.defaults.round_timeout_ms,
+            deadline_ms=prompt.deadline_ms,
+        )
+
     @property
     def vocab_size(self) -> int:
         """Ids a verdict may contain."""
@@ -211,12 +227,12 @@ class Agent:
 
     async def _read_replies(self) -> None:
         assert self.broker is not None
+        assert self._submissions is not None
         async for message in self.broker.replies():
             if isinstance(message, InvalidMessage):
                 log.warning("a reply could not be read: %s", message)
             elif isinstance(message, CancelRequest):
-                if generation := self._requests.get(message.request):
-                    generation.cancel()
+                self._submissions.cancel(message.request)
             elif message.boot == self.broker.boot and (found := self.generations.get(message.session)):
                 _hand_over(found.inbox, message)
 
@@ -238,15 +254,14 @@ class Agent:
 
     async def _beat(self) -> None:
         assert self.broker is not None
+        assert self._submissions is not None
         target = self.target.id if self.target else ""
         fields = {
             "running": str(len(self.generations)), "target": target,
             "max_disagreement": f"{self.defaults.max_disagreement:.6f}", **self.drafter.beat, **metrics.told(),
         }  # fmt: skip
         await self.broker.beat(fields, taking=self._taking is not None and not self._taking.done())
-        for entry_id in await self.broker.keep_prompts(list(self._taken)):
-            if task := self._taken.get(entry_id):
-                task.cancel()  # we slept, and another agent answers it now
+        await self._submissions.keep()
 
     async def _save_often(self) -> None:
         while True:
@@ -259,147 +274,11 @@ class Agent:
         except StoreError as error:
             log.warning("%s", error)
 
-    async def _take_prompts(self) -> None:
-        assert self.broker is not None
-        while True:
-            try:
-                room = self.defaults.max_requests - len(self._taken)
-                if room > 0:
-                    for taken in await self.broker.take_prompts(room):
-                        self._begin(taken)
-                else:
-                    await asyncio.wait(self._taken.values(), return_when=asyncio.FIRST_COMPLETED)
-            except BrokerError as error:
-                log.warning("%s", error)
-                await asyncio.sleep(keys.BEAT_EVERY_MS / 1000)
-                with suppress(BrokerError):
-                    await self.broker.open_prompts()
-
-    def _begin(self, taken: Taken) -> None:
-        entry_id = taken.entry_id
-        if entry_id not in self._taken:
-            task = asyncio.create_task(self._serve(taken))
-            self._taken[entry_id] = task
-            task.add_done_callback(lambda _: self._taken.pop(entry_id, None))
-
-    # --- one submitted prompt --------------------------------------------------------------------------------
-
-    async def _serve(self, taken: Taken) -> None:
-        """Answer a prompt and take it off the stream. If Redis is away at the end, the lease brings it back to us."""
-        assert self.broker is not None
-        prompt = taken.prompt
-        try:
-            if isinstance(prompt, InvalidMessage):
-                log.warning("a submitted prompt could not be read: %s", prompt)
-            elif await self.broker.withdrawn(prompt.request):
-                log.info("request %s was withdrawn", prompt.request)
-            elif taken.deliveries > keys.DELIVERIES_MAX:
-                sentence = f"given up: {keys.DELIVERIES_MAX} agents took the prompt and none finished it"
-                await self._fail(prompt, "dead_letter", sentence)
-            else:
-                await self._answer(prompt)
-            await self.broker.drop_prompt(taken.entry_id)
-        except BrokerError as error:
-            log.warning("a prompt stays queued: %s", error)
-
-    async def _answer(self, prompt: Prompt) -> None:
-        assert self.broker is not None
-        try:
-            await self._generate(prompt)
-        except BrokerError:
-            raise
-        except PilotfishError as error:
-            await self._fail(prompt, error.code, str(error))
-        except Exception as error:
-            log.exception("a generation raised")
-            sentence = f"{type(error).__name__}: {error}; the agent's log has the rest"
-            await self._fail(prompt, "internal", sentence)
-
-    async def _fail(self, prompt: Prompt, code: str, sentence: str) -> None:
-        assert self.broker is not None
-        await self.broker.say(prompt.request, Failed(request=prompt.request, code=code, sentence=sentence[:2000]))
-
-    async def _generate(self, prompt: Prompt) -> None:
-        assert self.broker is not None
-        ids = await self.encode(prompt.text, chat=not prompt.raw, max_tokens=prompt.max_tokens)
-        generation = self.open(self.task(prompt, ids))
-        self._requests[prompt.request] = generation
-        try:
-            seed, agent = prompt.sampling.seed, self.broker.agent
-            await self.broker.say(
-                prompt.request, Accepted(request=prompt.request, agent=agent, prompt_tokens=len(ids), seed=seed)
-            )
-            await self._speak(prompt.request, generation)
-            last = Finished(request=prompt.request, reason=generation.finish, summary=generation.summary())
-            await self.broker.say(prompt.request, last)
-        finally:
-            self._requests.pop(prompt.request, None)
-            self.close(generation)
-
-    async def _speak(self, request: str, generation: Generation) -> None:
-        assert self.broker is not None
-        decoder, start = Decoder(self.tokenizer.piece, self.stop_ids), 0
-        async with aclosing(_unhurried(generation.run())) as run:
-            async for tokens in run:
-                ids, origins = tuple(t.id for t in tokens), tuple(t.origin for t in tokens)
-                pieces = tuple(decoder.feed(token) for token in ids)
-                said = Text(request=request, start=start, ids=ids, pieces=pieces, origins=origins)
-                await self.broker.say(request, said)
-                start += len(ids)
-
-    def task(self, prompt: Prompt, ids: tuple[int, ...]) -> Task:
-        """A prompt's wishes, completed by this agent's defaults."""
-        chosen = self.defaults.draft_tokens if prompt.draft_tokens is None else prompt.draft_tokens
-        budget = self.defaults.max_disagreement if prompt.max_disagreement is None else prompt.max_disagreement
-        return Task(
-            prompt=ids,
-            mode=prompt.mode,
-            on_cloud_loss=prompt.on_cloud_loss or ("local" if prompt.mode == "gated" else "wait"),
-            max_disagreement=budget,
-            sampling=prompt.sampling,
-            max_tokens=prompt.max_tokens,
-            stop_ids=self.stop_ids,
-            drafting=self.defaults.drafting,
-            draft_tokens=chosen,
-            window=self.defaults.window,
-            resends=self.defaults.resends,
-            round_timeout_ms=self.defaults.round_timeout_ms,
-            deadline_ms=prompt.deadline_ms,
-        )
-
 
 def _hand_over(inbox: asyncio.Queue[Any], message: Any) -> None:
     """Unless a worker has gone wild: then the round's timer makes up for what is lost."""
     if inbox.qsize() < INBOX_MAX:
         inbox.put_nowait(message)
-
-
-async def _unhurried(run: AsyncGenerator[list[Committed], None]) -> AsyncGenerator[list[Committed], None]:
-    """The same tokens, but the generation goes on while its reader is busy: to tell them takes a round trip each."""
-    ready: asyncio.Queue[list[Committed] | None] = asyncio.Queue()
-
-    async def write() -> None:
-        try:
-            async with aclosing(run):
-                async for tokens in run:
-                    ready.put_nowait(tokens)
-        finally:
-            ready.put_nowait(None)
-
-    writing = asyncio.create_task(write())
-    try:
-        ended = False
-        while not ended:
-            batches = [await ready.get()]
-            while not ready.empty():
-                batches.append(ready.get_nowait())
-            ended = batches[-1] is None
-            if tokens := [token for batch in batches if batch for token in batch]:
-                yield tokens
-        await writing  # raises what the generation raised
-    finally:
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
 
 
 async def _for_ever(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:

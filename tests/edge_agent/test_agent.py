@@ -15,11 +15,12 @@ from redis.asyncio import Redis
 from rigs import TARGET, agent, draws, text_of, worker
 
 from helpers import wait_until
-from pilotfish.edge_agent.agent import Agent, _unhurried
+from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.session import Committed
+from pilotfish.edge_agent.submissions import unhurried
 from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import encode
@@ -265,7 +266,7 @@ async def test_a_generation_does_not_wait_for_its_reader_and_loses_nothing() -> 
         released.set()
         raise PilotfishError("in the end")
 
-    reading = _unhurried(run())
+    reading = unhurried(run())
     first = await anext(reading)
     await asyncio.wait_for(released.wait(), 5)
     rest = await anext(reading)
@@ -285,7 +286,7 @@ async def test_a_reader_that_leaves_ends_the_generation() -> None:
         finally:
             ended.set()
 
-    reading = _unhurried(run())
+    reading = unhurried(run())
     await anext(reading)
     await reading.aclose()
     assert ended.is_set()
