@@ -28,6 +28,7 @@ log = logging.getLogger("pilotfish.broker")
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is noticed and a quiet stream is not
 
+RENEW_SECONDS = 60.0  # between two renewals of what lives for an hour
 READS = 8  # requests for replies that wait in Redis: as many answers may come in one round trip
 SILENCE_SECONDS = 0.12  # a Redis that owes a PING's answer for so long, or for PATIENCE usual ones, counts as silent
 PATIENCE = 4.0
@@ -118,6 +119,7 @@ class EdgeBroker:
         self._jobs, self._replies = Lane(redis, SOCKET_SECONDS), Line(redis, SOCKET_SECONDS)
         self._pings = Wire(redis, SOCKET_SECONDS)
         self._usual_seconds = 0.0  # of a PING, smoothed
+        self._renew_at = 0.0  # when what lives for an hour is renewed next
 
     @property
     def patience(self) -> float:
@@ -192,7 +194,8 @@ class EdgeBroker:
     async def beat(self, fields: dict[str, str], *, taking: bool = True) -> None:
         """Say that this agent lives and, if so, takes prompts; renews the life of what it owns. Two round trips.
 
-        What the first one took is told with the fields, as `rtt_ms`.
+        What the first one took is told with the fields, as `rtt_ms`. What lives for an hour is renewed once a minute:
+        many agents at rest are a load for Redis.
         """
         name, agents = keys.agent_beat(self.tenant, self.agent), keys.agents(self.tenant)
         with translated():
@@ -201,16 +204,21 @@ class EdgeBroker:
             seconds = time.perf_counter() - asked
             metrics.RTT_SECONDS.set(seconds)
             pipe = self.redis.pipeline(transaction=False)
-            pipe.hset(name, mapping={**fields, "rtt_ms": f"{1000 * seconds:.2f}"})
-            pipe.pexpire(name, keys.BEAT_TTL_MS)
-            pipe.pexpire(keys.prompts(self.tenant), keys.JOBS_TTL_MS)
             if taking:
                 pipe.zadd(agents, {self.agent: now_ms})
             else:
                 pipe.zrem(agents, self.agent)
-            pipe.zremrangebyscore(agents, 0, now_ms - keys.JOBS_TTL_MS)  # those that died without a word
-            pipe.pexpire(agents, keys.JOBS_TTL_MS)
-            await pipe.execute()
+            pipe.hset(name, mapping={**fields, "rtt_ms": f"{1000 * seconds:.2f}"})
+            pipe.pexpire(name, keys.BEAT_TTL_MS)
+            if renews := time.monotonic() >= self._renew_at:
+                pipe.pexpire(keys.prompts(self.tenant), keys.JOBS_TTL_MS)
+                pipe.zremrangebyscore(agents, 0, now_ms - keys.JOBS_TTL_MS)  # those that died without a word
+                pipe.pexpire(agents, keys.JOBS_TTL_MS)
+            changed, *_ = await pipe.execute()
+            if renews:
+                self._renew_at = time.monotonic() + RENEW_SECONDS
+            elif changed:
+                self._renew_at = 0.0  # Redis had forgotten us, and perhaps the life of the key
 
     async def leave(self) -> None:
         """This agent takes no more prompts. What it owned ends at once, by PEXPIRE: no edge needs the right to DEL."""

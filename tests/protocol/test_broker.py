@@ -157,6 +157,30 @@ async def test_an_agent_that_takes_no_more_does_not_count(redis: Redis, agents: 
         await ShellBroker(redis, TENANT).submit(PROMPT)
 
 
+async def test_an_agent_at_rest_costs_little_and_what_it_owns_still_lives(redis: Redis) -> None:
+    agent = EdgeBroker(redis, TENANT, "edge1", "b")
+    await agent.open_prompts()
+    await agent.beat({"running": "0"})
+    await redis.config_resetstat()
+    await agent.beat({"running": "0"})
+    stats = await redis.info("commandstats")
+    asked = {name.removeprefix("cmdstat_") for name in stats} - {"config", "config|resetstat"}
+    assert asked == {"time", "zadd", "hset", "pexpire"}
+    assert stats["cmdstat_pexpire"]["calls"] == 1
+
+    await redis.flushall()  # what Redis forgot is given a life again
+    await agent.open_prompts()
+    await agent.beat({"running": "0"})
+    await agent.beat({"running": "0"})
+    lives = {key: await redis.pttl(key) for key in await redis.keys()}
+    assert set(lives) == {
+        keys.prompts(TENANT).encode(),
+        keys.agents(TENANT).encode(),
+        keys.agent_beat(TENANT, "edge1").encode(),
+    }
+    assert all(life > 0 for life in lives.values())
+
+
 async def test_one_agent_takes_a_prompt_and_when_it_is_answered_it_is_gone(
     redis: Redis, agents: tuple[EdgeBroker, EdgeBroker]
 ) -> None:
