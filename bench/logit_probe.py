@@ -97,8 +97,7 @@ class Overheard:
         def overheard(runner: Any, logits: Any, metadata: Any) -> Any:
             start, numbers = 0, logits.float().cpu().numpy()
             for request, drafted in zip(runner.input_batch.req_ids, metadata.num_draft_tokens, strict=True):
-                sampling = runner.requests[request].sampling_params.extra_args[vllm_runner.ROUND].sampling
-                self.by_seed[sampling.seed].append(numbers[start : start + drafted + 1])
+                self.by_seed[runner.asked[request].sampling.seed].append(numbers[start : start + drafted + 1])
                 start += drafted + 1
             return sample(runner, logits, metadata)
 

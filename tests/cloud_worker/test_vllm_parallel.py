@@ -1,0 +1,106 @@
+"""A target spread over two devices (here: two processes of one CPU each): the contract of every verifier holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from contracts import verifier as contract
+from contracts.tiny_hf import write_tiny_model
+
+from pilotfish.cloud_worker.engines import vllm_args
+from pilotfish.cloud_worker.engines.base import VerifyRequest
+from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
+from pilotfish.protocol.errors import EngineError, ModelError
+from pilotfish.protocol.messages import Sampling
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+TWO = '{"tensor_parallel_size": 2}'
+LIMITS = {"context": 256, "draft_max": 8, "max_sessions": 8, "threads": 2, "kv_blocks": 64}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("target"), vocab=512, context=256)
+
+
+@pytest.fixture(scope="module")
+def opened(model_dir: Path) -> Iterator[VllmVerifier]:
+    verifier = VllmVerifier(model_dir, engine_args=TWO, **LIMITS)  # type: ignore[arg-type]
+    yield verifier
+    verifier.close()
+
+
+@pytest.fixture
+def engine(opened: VllmVerifier) -> Iterator[VllmVerifier]:
+    opened.reset()
+    yield opened
+    assert not opened.busy
+
+
+def ranks(engine: VllmVerifier) -> list[BaseProcess]:
+    return [worker.proc for worker in engine._core.model_executor.workers]
+
+
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
+def test_contract(engine: VllmVerifier, check: Callable[[VllmVerifier], None]) -> None:
+    check(engine)
+
+
+@pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)
+@pytest.mark.parametrize("check", contract.SAMPLED_CHECKS, ids=lambda check: check.__name__)
+def test_contract_at_a_temperature(
+    engine: VllmVerifier, check: Callable[[VllmVerifier, Sampling], None], sampling: Sampling
+) -> None:
+    check(engine, sampling)
+
+
+@pytest.mark.parametrize("drafts", contract.DRAFTS.values(), ids=contract.DRAFTS)
+def test_contract_drafts_change_nothing(engine: VllmVerifier, drafts: contract.Drafts) -> None:
+    contract.check_drafts_change_nothing(engine, Sampling(temperature=0.8, seed=4), drafts)
+
+
+def test_it_is_a_target_of_its_own(engine: VllmVerifier, model_dir: Path) -> None:
+    """Sums over two devices are other numbers than those of one."""
+    alone = VllmVerifier(model_dir, **LIMITS)  # type: ignore[arg-type]
+    alone.close()
+    assert alone.info.fingerprint != engine.info.fingerprint
+    assert alone.info.vocab_size == engine.info.vocab_size
+
+
+def test_what_a_process_group_is_sent_does_not_end_the_ranks(engine: VllmVerifier) -> None:
+    """Ctrl-C and a service manager's SIGTERM reach everyone: the worker drains first, and needs its engine for that."""
+    assert len(ranks(engine)) == 2
+    for rank in ranks(engine):
+        for sent in (signal.SIGINT, signal.SIGTERM):
+            os.kill(rank.pid or 0, sent)
+    time.sleep(0.2)
+    assert contract.plain(engine, [1, 2, 3], 4, Sampling())
+
+
+@pytest.mark.parametrize("count", ["0", '"two"', "-1", "1.5"])
+def test_no_number_of_devices_is_refused(count: str) -> None:
+    with pytest.raises(ModelError, match="number of devices"):
+        vllm_args.ranks(vllm_args.read(f'{{"tensor_parallel_size": {count}}}'))
+
+
+def test_a_rank_that_dies_is_an_engine_error_and_leaves_nobody(opened: VllmVerifier) -> None:
+    """The last test here: the engine of all the others is lost with it."""
+    first, second = ranks(opened)
+    opened.submit(VerifyRequest("r", "s", [1, 2, 3], [], continue_tokens=3))
+    os.kill(first.pid or 0, signal.SIGKILL)
+    with pytest.raises(EngineError, match="restart the engine"):
+        contract.run(opened)
+    opened.close()
+    second.join(20)
+    assert not second.is_alive()
