@@ -108,23 +108,10 @@ class JobTasks(Worker):
             await self._refuse(delivery, message, "engine_failed", f"{type(error).__name__}: {error}")
 
     async def _refuse(
-        self,
-        delivery: Delivery,
-        message: ToWorker | None,
-        code: RefusalCode,
-        sentence: str,
-        *,
-        dead: bool = False,
+        self, delivery: Delivery, message: ToWorker | None, code: RefusalCode, sentence: str, *, dead: bool = False
     ) -> None:
         self.jobs_failed += 1
-        about: dict[str, Any] = {}
-        if isinstance(message, VerifyJob | ScoreJob):
-            about = {name: getattr(message, name) for name in ("boot", "session", "epoch", "round")}
-        refusal = Refusal(
-            code=code,
-            sentence=sentence[:500],
-            worker=self.ingress.worker,
-            credit=self.credit_of(delivery.tenant),
-            **about,
-        )
+        job = message if isinstance(message, VerifyJob | ScoreJob) else None
+        worker, credit = self.ingress.worker, self.credit_of(delivery.tenant)
+        refusal = Refusal.of(job, code, sentence, worker=worker, credit=credit)
         await self.ingress.reply(delivery, refusal, dead=code if dead else "")

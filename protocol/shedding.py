@@ -209,7 +209,7 @@ class Shedding:
             args: list[Any] = [keys.GROUP_WORKERS]
             for delivery, job, code in some:
                 sentence = overloaded if code == "overloaded" else f"{code} before a worker had room for it"
-                refusal = _refusal(self.ingress.worker, job, code, sentence)
+                refusal = Refusal.of(job, code, sentence, worker=self.ingress.worker, credit=0)
                 names += [delivery.stream, keys.replies(delivery.tenant, delivery.agent or job.agent)]
                 args += [delivery.entry_id, encode(refusal, padded=is_padded(delivery.payload))]
             gone = await self._refuse(keys=names, args=args)
@@ -226,8 +226,3 @@ def _job(delivery: Delivery) -> VerifyJob | ScoreJob | None:
     except InvalidMessage:
         return None
     return message if isinstance(message, VerifyJob | ScoreJob) else None
-
-
-def _refusal(worker: str, job: VerifyJob | ScoreJob, code: RefusalCode, sentence: str) -> Refusal:
-    about = {"boot": job.boot, "session": job.session, "epoch": job.epoch, "round": job.round}
-    return Refusal(code=code, sentence=sentence[:500], worker=worker, credit=0, **about)
