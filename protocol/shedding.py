@@ -167,8 +167,8 @@ class Shedding:
                 going.append((delivery, job, "expired"))
             elif isinstance(job, VerifyJob) and job.epoch < newest[job.agent, job.session]:
                 going.append((delivery, job, "stale"))
-        chosen = {delivery.entry_id for delivery, _, _ in going}
-        rest = [pair for pair in jobs if pair[0].entry_id not in chosen]
+        chosen = {(delivery.stream, delivery.entry_id) for delivery, _, _ in going}
+        rest = [pair for pair in jobs if (pair[0].stream, pair[0].entry_id) not in chosen]
         going += [(*pair, "overloaded") for pair in rest[::-1][: max(0, count - len(going))]]
         return await self._refuse_all(going, self._sentence(tenant, depth))
 
