@@ -17,7 +17,7 @@ from pilotfish.bench.broker_edge import ROUNDS_PER_SESSION, Lane, StreamEdge
 from pilotfish.bench.children import Child, child
 from pilotfish.bench.echo import EchoEdge
 from pilotfish.bench.stats import spread
-from pilotfish.cloud_worker.worker import arq_pool
+from pilotfish.cloud_worker.arq_pool import arq_pool
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker, RedisBytes, connect
 from pilotfish.protocol.codec import encode

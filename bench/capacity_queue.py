@@ -21,7 +21,7 @@ from pilotfish.bench.sides import agent, edge_cores, engine_cores, on_cores, wor
 from pilotfish.bench.verifier_child import MODULE
 from pilotfish.bench.vllm_server import first_tokens, vllm_server
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.base import Drafter
 from pilotfish.edge_agent.drafters.fake import FakeDrafter

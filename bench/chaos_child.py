@@ -40,7 +40,7 @@ DRAIN_SECONDS = 20.0
 async def work(url: str, name: str, switches: str) -> None:
     """A worker with the fake engine; a hung engine is found out within two seconds."""
     from pilotfish.cloud_worker.engines.spec import EngineSpec
-    from pilotfish.cloud_worker.worker import WorkerSpec, run
+    from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 
     engine = EngineSpec("fake", switches, silence_seconds=2.0)
     await run(WorkerSpec(url, engine, name=name), ready=lambda *_: say_ready())

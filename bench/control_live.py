@@ -21,7 +21,7 @@ from pilotfish.bench.recording import CONTEXT
 from pilotfish.bench.sides import agent, edge_cores, engine_cores, on_cores, worker
 from pilotfish.bench.wrapped import PacedDrafter
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.confidence import DEFAULT, strategy
 from pilotfish.edge_agent.generation import Task

@@ -19,7 +19,7 @@ from pilotfish.bench.exact_compare import CONCURRENT, Difference, Item, Tally, c
 from pilotfish.bench.logit_probe import Ask, Probe
 from pilotfish.bench.sides import agent, edge_cores, engine_cores, on_cores, worker
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol import cores, fleet

@@ -23,7 +23,7 @@ from pilotfish.bench.questions import Question
 from pilotfish.bench.recording import CONTEXT, SESSIONS
 from pilotfish.bench.sides import agent, edge_cores, engine_cores, on_cores, worker
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.calibration import Labelled, Sums
 from pilotfish.edge_agent.confidence import Strategy

@@ -11,7 +11,7 @@ import sys
 
 from pilotfish.bench.children import say_ready
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec, run
+from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 
 
 def main(name: str, switches: str, places: str) -> None:

@@ -18,9 +18,11 @@ from typing import Any
 import msgpack
 
 from pilotfish.bench.children import say_ready
+from pilotfish.cloud_worker.arq_pool import arq_pool
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent, VerifyRequest
+from pilotfish.cloud_worker.functions import FUNCTIONS
 from pilotfish.cloud_worker.verify import Verification
-from pilotfish.cloud_worker.worker import FUNCTIONS, StreamWorker, arq_pool
+from pilotfish.cloud_worker.worker import StreamWorker
 from pilotfish.protocol import fleet
 from pilotfish.protocol.ingress import Ingress
 
@@ -53,7 +55,7 @@ def clocks() -> dict[str, str]:
 
 
 async def serve(url: str, name: str) -> None:
-    """As `worker.run` does, without the engine's child process."""
+    """As `worker_process.run` does, without the engine's child process."""
     pool = arq_pool(url, "arq:noop")
     target = fleet.Target(TARGET, "noop", 4096, 16, fleet.Vocabulary((b"token",)))
     ingress = Ingress(pool, TARGET, name)

@@ -25,7 +25,7 @@ from pilotfish.cloud_worker.engines.fake import FakeVerifier
 from pilotfish.cloud_worker.engines.fake_cache import FakeBlockCache
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.routing import Routing
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import connect
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 
 from pilotfish.bench.echo import ended
-from pilotfish.cloud_worker.worker import WorkerSpec
-from pilotfish.cloud_worker.worker import run as run_worker
+from pilotfish.cloud_worker.worker_process import WorkerSpec
+from pilotfish.cloud_worker.worker_process import run as run_worker
 from pilotfish.edge_agent.agent import Agent, new_boot
 from pilotfish.edge_agent.drafters.base import Drafter
 from pilotfish.edge_agent.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
 from pilotfish.bench.children import say_ready
-from pilotfish.cloud_worker.worker import arq_pool
+from pilotfish.cloud_worker.arq_pool import arq_pool
 
 QUEUE = "arq:bench"
 DEFAULT_POLL_SECONDS = 0.5  # arq's own, on both sides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,9 +74,9 @@ def _device(given: str, tenants: list[str]) -> tuple[str, str]:
 
 
 def _read(path: str) -> str:
-    from pilotfish.protocol.settings import user_path
+    from pilotfish.protocol.home import expand_user
 
     try:
-        return user_path(path).read_text(encoding="utf-8")
+        return Path(expand_user(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the ACL file {path} cannot be read ({error}): name one that `pilotfish acl` wrote") from None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from math import ceil, isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from pilotfish.edge_agent.generation import Generation, Task
 from pilotfish.edge_agent.launch import learned_folder, strategy_name
 from pilotfish.edge_agent.learned import Key, Store
 from pilotfish.protocol.errors import UsageError
+from pilotfish.protocol.home import expand_user
 from pilotfish.protocol.messages import Sampling
-from pilotfish.protocol.settings import Settings, user_path
+from pilotfish.protocol.settings import Settings
 
 DEMO_PROMPTS = 300
 BAR = 40
@@ -49,7 +51,7 @@ def prompt_lines(source: str) -> list[str]:
 
         return [row["prompt"] for row in tasks.evaluation_set(DEMO_PROMPTS // len(tasks.FAMILIES) + 1, 20260303)]
     try:
-        text = sys.stdin.read() if source == "-" else user_path(source).read_text(encoding="utf-8")
+        text = sys.stdin.read() if source == "-" else Path(expand_user(source)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the prompts in {source} cannot be read ({error}): one per line, UTF-8") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]

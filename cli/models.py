@@ -117,11 +117,10 @@ def check_pair(
 
 
 def _path(settings: Settings, named: str, demo: Path) -> Path:
-    import os
-
     from pilotfish.cache.hub_fetch import model_path
+    from pilotfish.protocol.home import expand_user
 
-    return model_path(os.path.expanduser(named), _store(settings).root, offline=settings.offline) if named else demo
+    return model_path(expand_user(named), _store(settings).root, offline=settings.offline) if named else demo
 
 
 def _of_preset(settings: Settings) -> list[str]:

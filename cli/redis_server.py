@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pilotfish.protocol.errors import BrokerUnreachable
+from pilotfish.protocol.home import expand_user
 
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
@@ -211,11 +212,11 @@ def started_at(pid: int) -> str | None:
 
 
 def runtime_file() -> Path:
-    """Where this user's private Redis is written down; the folder is nobody else's to read."""
+    """Where this user's private Redis is written down; the folder is nobody else's to read. Raises SettingsError."""
     given = os.environ.get("XDG_RUNTIME_DIR", "")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = Path(given) / "pilotfish" if given and os.access(given, os.W_OK) else cache / "pilotfish" / "run"
-    return folder / "redis.json"
+    if given and os.access(given, os.W_OK):
+        return Path(given, "pilotfish", "redis.json")
+    return Path(expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "pilotfish", "run", "redis.json")
 
 
 def find(file: Path | None = None) -> PrivateRedis | None:

@@ -58,7 +58,7 @@ async def _worker(settings: Settings, spec: Any) -> int:
 
     from pilotfish.cli.processes import either, stop_signals
     from pilotfish.cli.redis_url import described
-    from pilotfish.cloud_worker.worker import run
+    from pilotfish.cloud_worker.worker_process import run
 
     interrupted: list[int] = []
 

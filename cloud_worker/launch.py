@@ -14,7 +14,7 @@ from pilotfish.cache.hub_name import hub_name, is_hub_name
 from pilotfish.cache.presets import with_preset
 from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.operations import HttpSpec
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.protocol import cores
 from pilotfish.protocol.errors import ModelError
 from pilotfish.protocol.http_guard import access
@@ -22,7 +22,7 @@ from pilotfish.protocol.settings import Settings
 
 
 def worker_spec(settings: Settings, redis_url: str, name: str = "") -> WorkerSpec:
-    """Everything `worker.run` wants."""
+    """Everything `worker_process.run` wants."""
     engine = choose_engine(settings.engine)
     if settings.engine_args and engine != "vllm":
         raise ModelError(

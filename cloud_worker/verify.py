@@ -311,19 +311,9 @@ class Verification:
             metrics.VERIFY_SECONDS.observe(engine_seconds)
 
     def _refusal(self, ticket: Ticket, code: RefusalCode, sentence: str) -> Refusal:
-        job = ticket.job
         self.counts["refused"] += 1
         metrics.JOBS.labels(code).inc()
-        return Refusal(
-            boot=job.boot,
-            session=job.session,
-            epoch=job.epoch,
-            round=job.round,
-            code=code,
-            sentence=sentence[:500],
-            worker=self.worker,
-            credit=self.credit(ticket.tenant),
-        )
+        return Refusal.of(ticket.job, code, sentence, worker=self.worker, credit=self.credit(ticket.tenant))
 
 
 def _request(ticket: Ticket, known: Known, salt: str) -> VerifyRequest:

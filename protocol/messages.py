@@ -22,6 +22,7 @@ MAX_CONTEXT = 1 << 18
 MAX_DRAFT = 256
 SEED_MAX = 2**64 - 1
 MILLIS_MAX = 1e9
+SENTENCE_MAX = 500
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
 Total = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # a sum over a whole generation
@@ -203,9 +204,17 @@ class Refusal(Message):
     epoch: Serial = 0
     round: Serial = 0
     code: RefusalCode
-    sentence: Annotated[str, Field(max_length=500)] = ""
+    sentence: Annotated[str, Field(max_length=SENTENCE_MAX)] = ""
     worker: Name
     credit: Count = 0
+
+    @classmethod
+    def of(
+        cls, job: VerifyJob | ScoreJob | None, code: RefusalCode, sentence: str, *, worker: str, credit: int
+    ) -> Refusal:
+        """The refusal of `job` (None: it could not be read, or asks for no draws), its sentence cut to fit."""
+        about = {name: getattr(job, name) for name in ("boot", "session", "epoch", "round")} if job else {}
+        return cls(code=code, sentence=sentence[:SENTENCE_MAX], worker=worker, credit=credit, **about)
 
 
 # --- shell -> agent ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,8 +25,10 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 
 from pilotfish.protocol.errors import SettingsError
+from pilotfish.protocol.home import expand_user
 from pilotfish.protocol.messages import (
     MAX_CONTEXT,
     MAX_DRAFT,
@@ -50,19 +52,16 @@ def _redis_url(url: str) -> str:
     return url
 
 
-def user_path(path: str | Path) -> Path:
-    """With its `~` spelt out. `~nobody` stays as it is, and is then not found: Path.expanduser raises RuntimeError."""
-    return Path(os.path.expanduser(path))
-
-
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-UserPath = Annotated[Path, AfterValidator(user_path)]
-
-
 def _expanded(value: object) -> object:
-    return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
+    try:
+        return expand_user(value) if isinstance(value, str | os.PathLike) else value
+    except SettingsError as error:
+        raise PydanticCustomError(_NO_HOME, "{why}", {"why": str(error)}) from None
 
 
+_NO_HOME: Final = "no_home"  # pydantic's error of this type is a whole sentence
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+UserPath = Annotated[Path, BeforeValidator(_expanded)]
 ModelName = Annotated[str, BeforeValidator(_expanded)]  # a path, or hf://…
 Preset = Literal["qwen2.5-7b", "qwen3-8b", "llama3.1-8b"]  # what they are stands in cache/presets.py
 
@@ -215,12 +214,13 @@ def load(
 def config_file(config: str | Path | None, environ: Mapping[str, str]) -> Path | None:
     """The file settings come from: the one named (which must exist), else the first found of the usual two."""
     if named := config or environ.get(ENV_CONFIG):
-        path = user_path(named)
+        path = Path(expand_user(named))
         if not path.is_file():
             raise SettingsError(f"there is no settings file {path}: create it, or drop --config and {ENV_CONFIG}")
         return path
-    home = user_path(environ.get("XDG_CONFIG_HOME") or "~/.config")
-    usual = (Path("pilotfish.toml"), home / "pilotfish" / "config.toml")
+    chosen = environ.get("XDG_CONFIG_HOME")
+    home = expand_user(chosen) if chosen else os.path.expanduser("~/.config")  # a user without a home has no file there
+    usual = (Path("pilotfish.toml"), Path(home, "pilotfish", "config.toml"))
     return next((path for path in usual if path.is_file()), None)
 
 
@@ -261,7 +261,8 @@ def _refused(error: ValidationError, origins: Mapping[str, str]) -> SettingsErro
     first = error.errors(include_url=False, include_context=False)[0]
     name = str(first["loc"][0])
     value, origin = _shown(name, first["input"]), origins.get(name, "default")
-    return SettingsError(f"{name} = {value!r} (from {origin}) is not possible: it takes {allowed(name)}")
+    why = first["msg"] if first["type"] == _NO_HOME else f"it takes {allowed(name)}"
+    return SettingsError(f"{name} = {value!r} (from {origin}) is not possible: {why}")
 
 
 # --- for people ----------------------------------------------------------------------------------------------

@@ -167,8 +167,8 @@ class Shedding:
                 going.append((delivery, job, "expired"))
             elif isinstance(job, VerifyJob) and job.epoch < newest[job.agent, job.session]:
                 going.append((delivery, job, "stale"))
-        chosen = {delivery.entry_id for delivery, _, _ in going}
-        rest = [pair for pair in jobs if pair[0].entry_id not in chosen]
+        chosen = {(delivery.stream, delivery.entry_id) for delivery, _, _ in going}
+        rest = [pair for pair in jobs if (pair[0].stream, pair[0].entry_id) not in chosen]
         going += [(*pair, "overloaded") for pair in rest[::-1][: max(0, count - len(going))]]
         return await self._refuse_all(going, self._sentence(tenant, depth))
 
@@ -209,7 +209,7 @@ class Shedding:
             args: list[Any] = [keys.GROUP_WORKERS]
             for delivery, job, code in some:
                 sentence = overloaded if code == "overloaded" else f"{code} before a worker had room for it"
-                refusal = _refusal(self.ingress.worker, job, code, sentence)
+                refusal = Refusal.of(job, code, sentence, worker=self.ingress.worker, credit=0)
                 names += [delivery.stream, keys.replies(delivery.tenant, delivery.agent or job.agent)]
                 args += [delivery.entry_id, encode(refusal, padded=is_padded(delivery.payload))]
             gone = await self._refuse(keys=names, args=args)
@@ -226,8 +226,3 @@ def _job(delivery: Delivery) -> VerifyJob | ScoreJob | None:
     except InvalidMessage:
         return None
     return message if isinstance(message, VerifyJob | ScoreJob) else None
-
-
-def _refusal(worker: str, job: VerifyJob | ScoreJob, code: RefusalCode, sentence: str) -> Refusal:
-    about = {"boot": job.boot, "session": job.session, "epoch": job.epoch, "round": job.round}
-    return Refusal(code=code, sentence=sentence[:500], worker=worker, credit=0, **about)

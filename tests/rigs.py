@@ -21,7 +21,7 @@ from logins import login
 from pilotfish.cli.redis_server import find_program
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier, fake_target
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec, run
+from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.generation import Generation, Task
@@ -90,7 +90,7 @@ async def worker(redis_url: str, name: str = "w1", model: str = "", **spec: Any)
 WORKER_CODE = """
 import asyncio, sys
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec, run
+from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 url, name, model = sys.argv[1:]
 asyncio.run(run(WorkerSpec(url, EngineSpec("fake", model), name=name), ready=lambda *_: print("ready", flush=True)))
 """

@@ -19,7 +19,7 @@ from pilotfish.bench.exact_engine import SETTINGS, Outcome, Pair
 from pilotfish.bench.sides import agent, worker
 from pilotfish.cloud_worker.engines.fake import VOCAB, fake_target
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.tokenizer import ByteTokenizer

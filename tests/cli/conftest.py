@@ -47,7 +47,7 @@ def cli() -> Cli:
 @asynccontextmanager
 async def fake_worker(redis_url: str) -> AsyncIterator[None]:
     from pilotfish.cloud_worker.engines.spec import EngineSpec
-    from pilotfish.cloud_worker.worker import WorkerSpec, run
+    from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 
     started = asyncio.Event()
     spec = WorkerSpec(login(redis_url, "worker"), EngineSpec("fake", ""), name="w1", model_name="fake-target")

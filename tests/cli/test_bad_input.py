@@ -74,6 +74,19 @@ def test_a_path_without_a_file(path: str) -> None:
     assert prompt_text(path, literal=True) == path
 
 
+@pytest.mark.parametrize(
+    ("command", "env"),
+    [
+        (("chat", "--draft-model", "~nosuchuser/x"), {}),
+        (("models", "check-pair", "~nosuchuser/x"), {}),
+        (("queue", "ls"), {"XDG_RUNTIME_DIR": "", "XDG_CACHE_HOME": "~nosuchuser/x"}),
+    ],
+    ids=["a setting", "an argument", "the private Redis"],
+)
+def test_the_home_of_an_unknown_user(cli: Cli, command: tuple[str, ...], env: dict[str, str]) -> None:
+    refused(cli(*command, env=env), 2, "no home directory '~nosuchuser'", "out from /")
+
+
 def test_a_file_that_is_no_text(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
     refused(cli("submit", "picture.png"), 2, "picture.png is not UTF-8")

@@ -368,7 +368,7 @@ def test_the_search_for_token_ids_finds_them() -> None:
 async def test_no_kv_cache_means_none(redis: Redis, redis_url: str) -> None:
     """Neither blocks nor a session's own KV are reused, and nobody is in the index."""
     from pilotfish.cloud_worker.engines.spec import EngineSpec
-    from pilotfish.cloud_worker.worker import WorkerSpec, run
+    from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 
     started = asyncio.Event()
     spec = WorkerSpec(redis_url, EngineSpec("fake", CACHING, resident=False, prefix_cache=False), name="w1")

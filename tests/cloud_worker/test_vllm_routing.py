@@ -16,7 +16,7 @@ from helpers import wait_until
 from pilotfish.bench.routing_trace import Client, Measured, client
 from pilotfish.bench.sides import engine_cores, worker
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import WorkerSpec
+from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.demo import pair
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import connect

@@ -28,9 +28,12 @@ from rigs import (
 )
 
 from helpers import wait_until
-from pilotfish.cloud_worker import worker as worker_module
+from pilotfish.cloud_worker import worker_process as process_module
+from pilotfish.cloud_worker.arq_pool import arq_pool, unpack_job
 from pilotfish.cloud_worker.engines.spec import EngineSpec
-from pilotfish.cloud_worker.worker import FUNCTIONS, StreamWorker, WorkerSpec, arq_pool, run, unpack_job
+from pilotfish.cloud_worker.functions import FUNCTIONS
+from pilotfish.cloud_worker.worker import StreamWorker
+from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 from pilotfish.protocol import fleet, keys, shedding
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.codec import encode
@@ -207,7 +210,7 @@ async def test_after_three_deliveries_a_job_is_a_dead_letter_with_a_reply(redis:
 async def test_a_job_that_takes_too_long_is_answered_so(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "JOB_SECONDS", 0.3)
+    monkeypatch.setattr(process_module, "JOB_SECONDS", 0.3)
     async with worker(redis_url, model="step_ms=100"):
         await send(redis, job(continue_tokens=1000))
         replies = await wait_until(lambda: _ended(redis), "the last reply")

@@ -18,7 +18,7 @@ from pages import DOCS, fences
 from pilotfish.cloud_worker.engines.base import Verifier
 from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.cloud_worker.engines.spec import EngineSpec, open_verifier
-from pilotfish.cloud_worker.worker import WorkerSpec, run
+from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.tokenizer import ByteTokenizer

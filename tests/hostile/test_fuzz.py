@@ -21,12 +21,13 @@ from arq.connections import ArqRedis
 from rigs import PROMPT, TARGET, draws, job
 
 from mutations import Guided
-from pilotfish.cloud_worker import verify
-from pilotfish.cloud_worker import worker as worker_module
+from pilotfish.cloud_worker import functions, job_tasks, verify
+from pilotfish.cloud_worker.arq_pool import arq_pool, unpack_job
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
+from pilotfish.cloud_worker.functions import FUNCTIONS
 from pilotfish.cloud_worker.verify import Verification
-from pilotfish.cloud_worker.worker import FUNCTIONS, StreamWorker, arq_pool, unpack_job
+from pilotfish.cloud_worker.worker import StreamWorker
 from pilotfish.edge_agent import generation as generation_module
 from pilotfish.edge_agent import session as session_module
 from pilotfish.edge_agent.generation import Generation, Task
@@ -175,7 +176,7 @@ class Complaints(logging.Handler):
 
 def test_a_worker_answers_whatever_comes_once_and_stays_up() -> None:
     """On a loop of its own, so that one execution is one plain call."""
-    guided = Guided(SEED, [encode(one) for one in JOBS], [codec, verify, worker_module, history])
+    guided = Guided(SEED, [encode(one) for one in JOBS], [codec, verify, job_tasks, functions, history])
     ages = [1, 1, 1, 1, -60_000, 60_000, 10**9]
     complaints = Complaints()
     logging.getLogger("pilotfish").addHandler(complaints)

@@ -71,6 +71,17 @@ def test_an_epoch_outlives_every_deadline() -> None:
     assert m.VerifyJob(**job, ids=(1,), epoch=24 * 3600 * 10).epoch == 864_000
 
 
+def test_a_refusal_names_its_job_and_its_sentence_fits() -> None:
+    about = {"boot": "b", "session": SESSION, "epoch": 3, "round": 4}
+    job = m.VerifyJob(agent="a", base=1, digest=b"d" * 16, offset=0, ids=(1,), **about)
+    refusal = m.Refusal.of(job, "stale", "x" * 501, worker="w1", credit=2)
+    assert refusal.model_dump(exclude={"type"}) == {
+        **about, "code": "stale", "sentence": "x" * 500, "worker": "w1", "credit": 2,
+    }  # fmt: skip
+    unread = m.Refusal.of(None, "invalid_message", "no", worker="w1", credit=0)
+    assert (unread.boot, unread.session, unread.epoch, unread.round) == ("", "", 0, 0)
+
+
 def test_a_message_cannot_be_changed() -> None:
     note = m.Cancel(agent="a", boot="b", session=SESSION)
     with pytest.raises(ValidationError, match="frozen"):

@@ -187,8 +187,17 @@ def test_whatever_is_given_is_settings_or_a_settings_error(cli: dict[str, object
             assert str(error)
 
 
-def test_the_home_of_nobody_is_a_folder_that_is_not_there() -> None:
-    assert load({"cache_dir": "~nobody-here/x"}, environ={}).cache_dir == Path("~nobody-here/x")
+@pytest.mark.parametrize("name", ["cache_dir", "draft_model"])
+def test_the_home_of_nobody_is_refused_with_where_it_came_from(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} = '~nosuchuser/x' \(from cli\) .* no home directory"):
+        load({name: "~nosuchuser/x"}, environ={})
+    with pytest.raises(SettingsError, match="no home directory '~nosuchuser'"):
+        load(config="~nosuchuser/x", environ={})
+
+
+def test_who_has_no_home_has_no_settings_file_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert load(environ={}) == Settings()
 
 
 def test_a_suggestion_holds_where_nobody_chose() -> None:

@@ -43,10 +43,10 @@ async def overloaded(redis: Redis, *tenants: str) -> tuple[Ingress, Shedding]:
     return ingress, Shedding(ingress)
 
 
-async def send(redis: Redis, tenant: str, number: int, **changes: object) -> None:
+async def send(redis: Redis, tenant: str, number: int, to: str = keys.ANY, at: str = "*", **changes: object) -> None:
     wanted = job(**{"session": f"{number:032x}", "round": number, "deadline_ms": 60_000, **changes})
     entry = {keys.FIELD_AGENT: "edge1", keys.FIELD_MESSAGE: encode(wanted)}
-    await redis.xadd(keys.jobs(TARGET, tenant), entry)  # type: ignore[arg-type]
+    await redis.xadd(keys.jobs(TARGET, tenant, to), entry, id=at)  # type: ignore[arg-type]
 
 
 async def refusals(redis: Redis, tenant: str) -> dict[int, str]:
@@ -98,6 +98,18 @@ async def test_stale_and_expired_ones_go_first(redis: Redis) -> None:
     told = await refusals(redis, "acme")
     assert (told[0], told[1]) == ("expired", "stale")
     assert 2 not in told
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_expired_job_does_not_hide_the_one_with_its_id_in_another_stream(redis: Redis) -> None:
+    """An entry's id is unique within its stream only: what goes besides the expired one is the newest, not the rest."""
+    ingress, desk = await overloaded(redis, "acme")
+    sent_ms = ingress.now_ms() - 1_000
+    await send(redis, "acme", 0, at=f"{sent_ms}-0")
+    await send(redis, "acme", 1, at=f"{sent_ms}-1", deadline_ms=50)
+    await send(redis, "acme", 2, to="w1", at=f"{sent_ms}-1")
+    assert await desk.shed(full=True) == 2
+    assert await refusals(redis, "acme") == {1: "expired", 2: "overloaded"}
 
 
 @pytest.mark.usefixtures("impatient")

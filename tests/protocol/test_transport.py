@@ -16,7 +16,7 @@ from helpers import wait_until_sync
 from logins import server_version
 from pilotfish.cli.redis_server import find_program, free_port
 from pilotfish.cli.redis_url import redis_url as url_of
-from pilotfish.cloud_worker.worker import arq_pool
+from pilotfish.cloud_worker.arq_pool import arq_pool
 from pilotfish.protocol.broker import connect, ping
 from pilotfish.protocol.errors import BrokerUnreachable, SettingsError
 from pilotfish.protocol.settings import load
