@@ -321,18 +321,18 @@ async def ensure_group(redis: RedisBytes, stream: str, group: str, ttl_ms: int =
 
     Idempotent. Raises WrongType where another kind of key stands in the stream's place.
     """
-    created = True
     with translated():
-        try:
-            await redis.xgroup_create(stream, group, id="0", mkstream=True)
-        except rx.ResponseError as error:
-            if "WRONGTYPE" in str(error):
-                raise WrongType(f"{stream} is no stream: whoever may write it has put something else there") from error
-            if "BUSYGROUP" not in str(error):
-                raise
-            created = False
-        await redis.pexpire(stream, ttl_ms)
-    return created
+        async with redis.pipeline(transaction=True) as pipe:  # whoever dies between the two leaves no stream for ever
+            pipe.xgroup_create(stream, group, id="0", mkstream=True)
+            pipe.pexpire(stream, ttl_ms)
+            created, _ = await pipe.execute(raise_on_error=False)
+        if not isinstance(created, rx.ResponseError):
+            return True
+        if "WRONGTYPE" in str(created):
+            raise WrongType(f"{stream} is no stream: whoever may write it has put something else there") from created
+        if "BUSYGROUP" not in str(created):
+            raise created
+        return False
 
 
 def read_entry(fields: dict[bytes, bytes], kind: Any) -> Any:
