@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotfish.edge_agent.audit import Audit
@@ -24,6 +23,7 @@ from pilotfish.edge_agent.ledger import Ledger
 from pilotfish.edge_agent.plan import Plan
 from pilotfish.edge_agent.policy import FixedDraft, Pace, Policy, StopRule
 from pilotfish.edge_agent.session import Committed, Limits, Round, Session
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import metrics
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.errors import (
@@ -39,11 +39,7 @@ from pilotfish.protocol.fleet import Target
 from pilotfish.protocol.messages import (
     MILLIS_MAX,
     Close,
-    Drafting,
     FinishReason,
-    Mode,
-    OnCloudLoss,
-    Privacy,
     Refusal,
     Sampling,
     ScoreJob,
@@ -53,7 +49,6 @@ from pilotfish.protocol.messages import (
 )
 from pilotfish.protocol.tracing import Trace
 
-WINDOW = 8  # rounds under way at most
 RETRY_SECONDS = 0.1  # the first pause after a try that came to nothing; each next one is twice as long
 RETRY_MAX_SECONDS = 1.0
 AUDIT_SECONDS = 2.0  # an answer's end may wait so long for its audit; its text does not
@@ -66,32 +61,6 @@ FIXED_K = 4  # of a fixed draft that nobody gave a length
 CHUNK = 8  # tokens drafted at a time when nobody else has a say
 
 DraftFn = Callable[[str, Sequence[int], int, Sampling, frozenset[int], Proceed], Awaitable[Draft]]
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What one generation is asked for; the prompt is token ids already.
-
-    `draft_tokens` and `window` are upper bounds: of one round, and of the rounds under way (1: no drafting while a
-    verdict is away). With `drafting` "auto" the policy decides below them, and leaves the text to the cloud while that
-    measures faster; "always" never does; "fixed" drafts exactly `draft_tokens` each round.
-    """
-
-    prompt: tuple[int, ...]
-    mode: Mode = "exact"
-    on_cloud_loss: OnCloudLoss = "wait"
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 256
-    stop_ids: frozenset[int] = frozenset()
-    drafting: Drafting = "auto"
-    draft_tokens: int | None = None
-    window: int = WINDOW
-    resends: int = 2
-    round_timeout_ms: int = 5_000
-    deadline_ms: int = 120_000
-    max_disagreement: float = 0.02
-    privacy: Privacy = "shared"
-    logprobs: bool = False  # have the target's log-probability of each token come with it
 
 
 class Unsent(NamedTuple):

@@ -19,7 +19,7 @@ from nightly import NIGHTLY
 from pilotfish.cache.block_hash import block_hashes, short
 from pilotfish.cache.prefix_index import PrefixIndex, buckets_for
 from pilotfish.cloud_worker.salts import Salts
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker, connect
 from pilotfish.protocol.messages import Sampling

@@ -19,7 +19,7 @@ from rigs import PROMPT, TARGET, agent, draws, heard, job, restarting_redis, tex
 from helpers import wait_until
 from pilotfish.bench.chaos_process import Process
 from pilotfish.cli.requests import Answer
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.errors import PilotfishError

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, text_of, worker_process
 
 from helpers import wait_until
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.messages import Mode, Sampling
 

@@ -18,11 +18,12 @@ from pilotfish.edge_agent.calibration import COLD, Labelled
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.gate import upper_bound
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.learned import Store
 from pilotfish.edge_agent.learning import Learned, Learner, Lesson
 from pilotfish.edge_agent.ledger import Ledger
 from pilotfish.edge_agent.session import Committed
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.errors import BrokerUnreachable
 from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.messages import Close, Message, Refusal, Sampling, ScoreJob, Scores, Verdict, VerifyJob

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, text_of, worker
 
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.codec import decode
 from pilotfish.protocol.delivery import Delivery
