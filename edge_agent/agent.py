@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
-from pilotfish.edge_agent.generation import DraftFn, Generation
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.learning import Learner
 from pilotfish.edge_agent.policy import Pace
+from pilotfish.edge_agent.proposer import DraftFn
 from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.task import WINDOW, Task
 from pilotfish.edge_agent.text import Decoder

@@ -133,7 +133,9 @@ async def test_redis_is_flushed_under_load_and_no_session_fails(redis: Redis, re
         running = await stack.enter_async_context(agent(redis_url, round_timeout_ms=800, resends=5))
         writing = [asyncio.create_task(text_of(running, task)) for task in tasks]
         serving = running.generations.values()
-        await wait_until(lambda: len(serving) == len(tasks) and all(g.worker for g in serving), "everyone to be served")
+        await wait_until(
+            lambda: len(serving) == len(tasks) and all(g.outbox.worker for g in serving), "everyone to be served"
+        )
         await redis.flushall()
         results = await asyncio.gather(*writing)
         index = PrefixIndex(redis, TARGET)

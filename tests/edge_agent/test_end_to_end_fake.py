@@ -46,10 +46,10 @@ async def test_a_session_goes_on_at_another_worker_when_its_own_drains(redis: Re
         text: list[int] = []
         answered: set[str] = set()
         async with worker(redis_url, "w2") as _:
-            generation.worker = "w1"
+            generation.outbox.worker = "w1"
             async for tokens in generation.run():
                 text += [token.id for token in tokens]
-                answered.add(generation.worker)
+                answered.add(generation.outbox.worker)
                 if len(text) >= 20 and leaving.returncode is None and "w1" in answered:
                     leaving.terminate()
                     await leaving.wait()

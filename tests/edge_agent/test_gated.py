@@ -189,7 +189,7 @@ async def test_a_worker_that_forgot_the_session_gets_all_of_it_once_more() -> No
 
 @pytest.mark.parametrize("how", ["silent", "away"])
 async def test_an_audit_nobody_answers_costs_labels_and_no_more(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pilotfish.edge_agent.generation.AUDIT_SECONDS", 0.05)
+    monkeypatch.setattr("pilotfish.edge_agent.audit_jobs.AUDIT_SECONDS", 0.05)
     generation = gated(Cloud(scoring=False, away=how == "away"), 1.0, share=1.0)
     assert await text(generation) == draws(PROMPT, 24)
     assert generation.summary().audited == 0

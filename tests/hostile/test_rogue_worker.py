@@ -137,7 +137,7 @@ async def test_who_may_go_on_alone_does_so_in_time(redis: Redis, redis_url: str,
         text, generation = await text_of(running, task)
     assert time.monotonic() - since < 8
     assert text == draws(PROMPT, 12), "a drafter that is always right wrote something else"
-    assert generation.was_degraded
+    assert generation.summary().degraded
 
 
 @pytest.mark.parametrize("says", [a_flood_of_refusals, a_flood_of_what_is_stale, need_prefix_for_ever, nothing],
