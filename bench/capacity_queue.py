@@ -25,7 +25,7 @@ from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.base import Drafter
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.messages import Sampling
 
 EDGES, ALPHA, K, TOKENS = 8, 0.85, 6, 96

@@ -86,7 +86,7 @@ async def _serve_wishes(agent: Any) -> None:
 
 async def _serve_wish(agent: Any, asked: dict[str, Any]) -> None:
     """Run it, and tell every token as it is committed."""
-    from pilotfish.edge_agent.generation import Task
+    from pilotfish.edge_agent.task import Task
     from pilotfish.protocol.errors import PilotfishError
     from pilotfish.protocol.messages import Sampling
 

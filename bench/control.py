@@ -22,7 +22,7 @@ from pilotfish.bench.control_replay import Outcome, replay
 from pilotfish.bench.control_times import Times
 from pilotfish.bench.report import Report, Target, target
 from pilotfish.bench.sides import edge_cores, engine_cores
-from pilotfish.edge_agent.generation import WINDOW
+from pilotfish.edge_agent.task import WINDOW
 
 TOKEN_MS = (0.3, 5.0, 15.0)
 RTT_MS = (0.0, 10.0, 30.0, 50.0, 100.0)

@@ -24,9 +24,9 @@ from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker_process import WorkerSpec
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.confidence import DEFAULT, strategy
-from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.learning import Learner
 from pilotfish.edge_agent.policy import Pace
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.errors import EngineError

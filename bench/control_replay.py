@@ -16,9 +16,10 @@ from pilotfish.bench import virtual_time
 from pilotfish.bench.control_record import Record
 from pilotfish.bench.control_times import Times
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.learning import Learned
 from pilotfish.edge_agent.policy import Pace
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.history import History

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pilotfish.edge_agent.agent import Agent
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.messages import Mode, Sampling, Summary
 
 CONCURRENT = 8

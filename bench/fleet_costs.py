@@ -25,7 +25,8 @@ from pilotfish.cloud_worker.engines.base import Verifier
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeTarget, FakeVerifier, fake_target
 from pilotfish.edge_agent.agent import Agent, new_boot
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import EdgeBroker, connect

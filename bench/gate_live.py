@@ -29,8 +29,9 @@ from pilotfish.edge_agent.calibration import Labelled, Sums
 from pilotfish.edge_agent.confidence import Strategy
 from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
 from pilotfish.edge_agent.gate import CONFIDENCE, upper_bound
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.learning import Learner, Lesson
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.tokenizer import LlamaTokenizer
 from pilotfish.protocol import cores, fleet
 from pilotfish.protocol.messages import Mode, Sampling

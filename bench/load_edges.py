@@ -28,7 +28,7 @@ from pilotfish.protocol.messages import Sampling, VerifyJob
 TARGET = fleet.target_id(FakeVerifier().info.fingerprint)
 PROMPT_TOKENS, K = 32, 8
 ROWS = PROMPT_TOKENS + K + 1  # of a job, as a quota counts them
-PAUSE_SECONDS = 0.25  # of an edge that was refused, as `edge_agent/generation.py` begins
+PAUSE_SECONDS = 0.25  # of an edge that was refused; the product's begin with 0.1 s (`edge_agent/retry.py`) and grow
 TICK_SECONDS = 0.01
 
 

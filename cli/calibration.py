@@ -19,9 +19,10 @@ from pilotfish.cli.talk import say
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.calibration import Calibration, Reliability, brier, ece, lower_edge, reliability
 from pilotfish.edge_agent.gate import CONFIDENCE, Evidence, Expectation, budget_for, expect
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.launch import learned_folder, strategy_name
 from pilotfish.edge_agent.learned import Key, Store
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.errors import UsageError
 from pilotfish.protocol.home import expand_user
 from pilotfish.protocol.messages import Sampling

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pilotfish.edge_agent.drafters.base import Draft, Drafter, Proceed
-from pilotfish.edge_agent.generation import WINDOW, DraftFn, Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.learning import Learner
 from pilotfish.edge_agent.policy import Pace
+from pilotfish.edge_agent.proposer import DraftFn
 from pilotfish.edge_agent.submissions import Submissions
+from pilotfish.edge_agent.task import WINDOW, Task
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
 from pilotfish.protocol import keys, metrics
 from pilotfish.protocol.broker import EdgeBroker, end_tasks

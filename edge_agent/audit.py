@@ -1,4 +1,4 @@
-"""One request's audit: the target scores afterwards what the gate committed. Pure; `generation.py` asks for it.
+"""One request's audit: the target scores afterwards what the gate committed. Pure; `audit_jobs.py` asks for it.
 
 The scores are labels and nothing else: no committed token changes.
 """

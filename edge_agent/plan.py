@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from pilotfish.edge_agent.ahead import Ahead
 from pilotfish.edge_agent.calibration import Labelled
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
-from pilotfish.edge_agent.policy import Pace, Policy
+from pilotfish.edge_agent.policy import FixedDraft, Pace, Policy, StopRule
 from pilotfish.edge_agent.session import Committed, Round
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.messages import Verdict
+
+FIXED_K = 4  # of a fixed draft that nobody gave a length
 
 Acceptance = Callable[[float], float]  # a score -> the probability that the target agrees
 
@@ -110,3 +113,10 @@ class Plan:
         else:
             self._cycle_tokens += tokens
             self._cycle_ms += spent
+
+
+def policy_for(task: Task, pace: Pace) -> Policy:
+    """What decides how far to draft: the stop rule, or a length that was asked for."""
+    if task.drafting == "fixed":
+        return FixedDraft(FIXED_K if task.draft_tokens is None else task.draft_tokens)
+    return StopRule(pace, task.window)

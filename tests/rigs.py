@@ -24,7 +24,8 @@ from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 from pilotfish.edge_agent.agent import Agent, Defaults, new_boot
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.broker import EdgeBroker, connect, read_entry

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.errors import Unsupported, UsageError
 from pilotfish.protocol.messages import MAX_CONTEXT, MAX_TOKEN_ID, SEED_MAX, Prompt
 

@@ -14,12 +14,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.http.answers import Written as Told
 from pilotfish.edge_agent.http.bodies import Asked, ChatBody
 from pilotfish.edge_agent.http.profiles import Bearer
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.writer import Token, Watch, Writer, Written
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import tracing
 from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import DeadlineExceeded, Draining, PromptTooLong, UsageError

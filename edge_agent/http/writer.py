@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.base import Draft
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.http.stop_strings import StopStrings
 from pilotfish.edge_agent.session import Committed
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.protocol.messages import Origin, Summary
 

@@ -19,7 +19,7 @@ from nightly import NIGHTLY
 from pilotfish.cache.block_hash import block_hashes, short
 from pilotfish.cache.prefix_index import PrefixIndex, buckets_for
 from pilotfish.cloud_worker.salts import Salts
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker, connect
 from pilotfish.protocol.messages import Sampling
@@ -133,7 +133,9 @@ async def test_redis_is_flushed_under_load_and_no_session_fails(redis: Redis, re
         running = await stack.enter_async_context(agent(redis_url, round_timeout_ms=800, resends=5))
         writing = [asyncio.create_task(text_of(running, task)) for task in tasks]
         serving = running.generations.values()
-        await wait_until(lambda: len(serving) == len(tasks) and all(g.worker for g in serving), "everyone to be served")
+        await wait_until(
+            lambda: len(serving) == len(tasks) and all(g.outbox.worker for g in serving), "everyone to be served"
+        )
         await redis.flushall()
         results = await asyncio.gather(*writing)
         index = PrefixIndex(redis, TARGET)

@@ -19,7 +19,7 @@ from rigs import PROMPT, TARGET, agent, draws, heard, job, restarting_redis, tex
 from helpers import wait_until
 from pilotfish.bench.chaos_process import Process
 from pilotfish.cli.requests import Answer
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.errors import PilotfishError
@@ -120,7 +120,7 @@ async def test_a_drained_worker_answers_what_runs_hands_over_the_rest_and_ends_w
         handed_over = asyncio.create_task(text_of(running, long))
         finished = asyncio.create_task(text_of(running, Task((*PROMPT, 1), max_tokens=8)))
         serving = running.generations.values()
-        await wait_until(lambda: len(serving) == 2 and all(g.worker for g in serving), "both to be served")
+        await wait_until(lambda: len(serving) == 2 and all(g.outbox.worker for g in serving), "both to be served")
         await stack.enter_async_context(worker(redis_url, "w2"))
         leaving.terminate()
         told = time.monotonic()

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, text_of, worker_process
 
 from helpers import wait_until
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.messages import Mode, Sampling
 
@@ -31,9 +31,11 @@ async def test_killing_workers_changes_speed_and_not_text(redis: Redis, redis_ur
         second = await stack.enter_async_context(worker_process(redis_url, "w2", "step_ms=15"))
         writing = [asyncio.create_task(text_of(running, task)) for task in tasks]
         serving = running.generations.values()
-        await wait_until(lambda: len(serving) == len(tasks) and all(g.worker for g in serving), "everyone to be served")
+        await wait_until(
+            lambda: len(serving) == len(tasks) and all(g.outbox.worker for g in serving), "everyone to be served"
+        )
         os.kill(first.pid, signal.SIGKILL)
-        await wait_until(lambda: all(g.worker == "w2" for g in serving), "the peer to take over")
+        await wait_until(lambda: all(g.outbox.worker == "w2" for g in serving), "the peer to take over")
         await stack.enter_async_context(worker_process(redis_url, "w3", "step_ms=15"))
         os.kill(second.pid, signal.SIGKILL)
         results = await asyncio.gather(*writing)

@@ -14,7 +14,7 @@ import pytest
 from rigs import agent, text_of
 
 from pilotfish.cli.run import _code
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 
 PROGRAM = [sys.executable, "-m", "pilotfish.cli.main"]
 

@@ -18,7 +18,7 @@ from rigs import BOOT, TARGET, agent, draws, engine_child, heard, job, text_of, 
 from helpers import wait_until
 from pilotfish.cache.block_hash import block_hashes, short
 from pilotfish.cache.prefix_index import PrefixIndex
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.ingress import Ingress

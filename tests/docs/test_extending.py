@@ -20,7 +20,7 @@ from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.cloud_worker.engines.spec import EngineSpec, open_verifier
 from pilotfish.cloud_worker.worker_process import WorkerSpec, run
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol.errors import ModelError
 from pilotfish.protocol.messages import Sampling

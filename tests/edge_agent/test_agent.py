@@ -18,9 +18,9 @@ from helpers import wait_until
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.submissions import unhurried
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import encode

@@ -14,8 +14,8 @@ from contracts.tiny_gguf import VOCAB, write_tiny_gguf
 from helpers import wait_until_sync
 from pilotfish.cache.edge_cache import EdgeCache
 from pilotfish.edge_agent.drafters.llamacpp import LlamaCppDrafter
-from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.launch import open_agent, open_drafter, states_path
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import metrics
 from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Sampling

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, restarting_redis, text_of, worker, worker_process
 
 from helpers import wait_until
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol.messages import Mode, Sampling
 
@@ -46,10 +46,10 @@ async def test_a_session_goes_on_at_another_worker_when_its_own_drains(redis: Re
         text: list[int] = []
         answered: set[str] = set()
         async with worker(redis_url, "w2") as _:
-            generation.worker = "w1"
+            generation.outbox.worker = "w1"
             async for tokens in generation.run():
                 text += [token.id for token in tokens]
-                answered.add(generation.worker)
+                answered.add(generation.outbox.worker)
                 if len(text) >= 20 and leaving.returncode is None and "w1" in answered:
                     leaving.terminate()
                     await leaving.wait()

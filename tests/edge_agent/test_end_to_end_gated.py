@@ -13,8 +13,9 @@ from helpers import wait_until
 from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.session import Committed
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.messages import Sampling
 
 BUDGET = 0.1

@@ -18,11 +18,12 @@ from pilotfish.edge_agent.calibration import COLD, Labelled
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.gate import upper_bound
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.learned import Store
 from pilotfish.edge_agent.learning import Learned, Learner, Lesson
 from pilotfish.edge_agent.ledger import Ledger
 from pilotfish.edge_agent.session import Committed
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.errors import BrokerUnreachable
 from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.messages import Close, Message, Refusal, Sampling, ScoreJob, Scores, Verdict, VerifyJob
@@ -188,7 +189,7 @@ async def test_a_worker_that_forgot_the_session_gets_all_of_it_once_more() -> No
 
 @pytest.mark.parametrize("how", ["silent", "away"])
 async def test_an_audit_nobody_answers_costs_labels_and_no_more(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pilotfish.edge_agent.generation.AUDIT_SECONDS", 0.05)
+    monkeypatch.setattr("pilotfish.edge_agent.audit_jobs.AUDIT_SECONDS", 0.05)
     generation = gated(Cloud(scoring=False, away=how == "away"), 1.0, share=1.0)
     assert await text(generation) == draws(PROMPT, 24)
     assert generation.summary().audited == 0

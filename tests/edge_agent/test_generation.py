@@ -15,7 +15,8 @@ from helpers import wait_until
 from pilotfish.cloud_worker.engines.fake import fake_target
 from pilotfish.edge_agent.drafters.base import Draft, Proceed
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.errors import BrokerUnreachable, DeadlineExceeded, JobRefused, NoWorker, PromptTooLong
 from pilotfish.protocol.fleet import Target, Vocabulary
 from pilotfish.protocol.messages import Close, Message, Refusal, RefusalCode, Sampling, Verdict, VerifyJob

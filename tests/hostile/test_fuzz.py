@@ -30,7 +30,8 @@ from pilotfish.cloud_worker.verify import Verification
 from pilotfish.cloud_worker.worker import StreamWorker
 from pilotfish.edge_agent import generation as generation_module
 from pilotfish.edge_agent import session as session_module
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import codec, history, quota
 from pilotfish.protocol import messages as m
 from pilotfish.protocol.codec import decode, encode

@@ -18,7 +18,7 @@ from rigs import PROMPT, TARGET, agent, draws, job, text_of, worker
 
 from helpers import wait_until
 from logins import login, redis_with_acl
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import bounds, keys
 from pilotfish.protocol.bounds import Bounds, tenant_of
 from pilotfish.protocol.codec import encode

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, text_of, worker
 
 from pilotfish.cloud_worker.engines.fake import VOCAB, FakeVerifier
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import fleet, keys
 from pilotfish.protocol.codec import decode
 from pilotfish.protocol.delivery import Delivery
@@ -137,7 +137,7 @@ async def test_who_may_go_on_alone_does_so_in_time(redis: Redis, redis_url: str,
         text, generation = await text_of(running, task)
     assert time.monotonic() - since < 8
     assert text == draws(PROMPT, 12), "a drafter that is always right wrote something else"
-    assert generation.was_degraded
+    assert generation.summary().degraded
 
 
 @pytest.mark.parametrize("says", [a_flood_of_refusals, a_flood_of_what_is_stale, need_prefix_for_ever, nothing],

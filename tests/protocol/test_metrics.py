@@ -7,7 +7,8 @@ import re
 from pilotfish.cloud_worker.engines.base import EngineInfo, VerifyEvent
 from pilotfish.cloud_worker.verify import Ticket, Verification
 from pilotfish.edge_agent.drafters.base import Draft
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import metrics
 from pilotfish.protocol.messages import Refusal, Sampling, VerifyJob
 

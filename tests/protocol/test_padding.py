@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from rigs import PROMPT, TARGET, agent, draws, job, text_of, worker
 
-from pilotfish.edge_agent.generation import Task
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import keys
 from pilotfish.protocol import messages as m
 from pilotfish.protocol.broker import EdgeBroker, ensure_group

@@ -12,8 +12,9 @@ from http_rigs import MODEL, Served, alone, api
 from rigs import draws
 
 from pilotfish.cloud_worker.engines.fake import fake_logprob
-from pilotfish.edge_agent.generation import Generation, Task
+from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.http.bodies import WISHES
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol.messages import Sampling
 
 PROMPT = tuple(b"hello")

@@ -14,11 +14,11 @@ from starlette.routing import Route
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.http.app import application
 from pilotfish.edge_agent.http.operations import agent_operations
 from pilotfish.edge_agent.http.serve import serve_api, serve_operations, service_of
 from pilotfish.edge_agent.http.service import Service
+from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import metrics
 from pilotfish.protocol.http_guard import Access
 from pilotfish.protocol.settings import Settings

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pilotfish.edge_agent.agent import Agent
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
-from pilotfish.edge_agent.generation import Task
 from pilotfish.edge_agent.http.writer import Writer, Written
+from pilotfish.edge_agent.task import Task
 from pilotfish.edge_agent.tokenizer import ByteTokenizer
 
 PROMPT = (1, 2, 3)
