@@ -287,7 +287,7 @@ def test_verified_labels_are_learnt_as_they_come_and_audited_ones_once_at_the_en
 
 
 async def test_the_map_follows_within_one_answer() -> None:
-    generation = gated(Cloud(), 1.0, learned=Learned(), mode="exact", max_tokens=60, window=1, drafting="always")
+    generation = gated(Cloud(), 1.0, learned=Learned(), mode="exact", max_tokens=60, window=1, drafting="fixed")
     cold = generation.learned.calibration.acceptance(1.0)
     await text(generation)
     assert cold == COLD
