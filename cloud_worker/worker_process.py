@@ -81,8 +81,8 @@ async def _serve(
     await salts.agree()
     router = _router(spec, ingress, engine, salts, lambda session: verification.knows(session))
     worker = StreamWorker(
-        FUNCTIONS, ingress=ingress, describe=lambda: _describe(worker, engine), redis_pool=pool, max_jobs=spec.max_jobs,
-        router=router, announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
+        FUNCTIONS, ingress=ingress, describe=lambda: _describe(worker, engine, shown), redis_pool=pool,
+        max_jobs=spec.max_jobs, router=router, announce=lambda: fleet.announce(pool, target), job_timeout=JOB_SECONDS,
         bounds=Bounds(pool, target.id, name, spec.tenant_bytes),
         job_serializer=msgpack.packb, job_deserializer=unpack_job,
     )  # fmt: skip
@@ -124,12 +124,12 @@ def _router(
     return Router(ingress, feed, info.block_size, salts, knows, spec.routing)
 
 
-def _describe(worker: StreamWorker, engine: EngineProcess) -> dict[str, str]:
+def _describe(worker: StreamWorker, engine: EngineProcess, model: str) -> dict[str, str]:
     """The beat, for people: plain text."""
     counts = worker.ctx["verification"].counts
     return {
         "engine": f"{engine.info.engine} {engine.info.version}",
-        "model": engine.info.model,
+        "model": model,
         "running": str(worker.job_counter),
         "restarts": str(engine.restarts),
         **{name: str(value) for name, value in counts.items()},
