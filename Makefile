@@ -47,6 +47,7 @@ lock: setup  ## resolve again and write requirements/*.txt (LOCK="--upgrade edge
 	@.venv/bin/python tools/lock.py $(LOCK)
 
 wheel: setup  ## dist/pilotfish-….whl
+	@rm -rf build  # setuptools packs what an older build left there, modules that are gone included
 	@.venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 licences: setup  ## write docs/licences.md from the locks and what is installed

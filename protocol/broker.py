@@ -67,7 +67,9 @@ def translated(url: str = "") -> Iterator[None]:
         yield
     except (rx.AuthenticationError, rx.NoPermissionError) as error:
         why = str(error).rstrip(".")
-        raise BrokerRefused(f"Redis{at} refuses this user: {why}. Check the password or ACL in REDIS_URL") from error
+        raise BrokerRefused(
+            f"Redis{at} refuses this user: {why}. Check the password or ACL in REDIS_URL, and --tenant"
+        ) from error
     except rx.OutOfMemoryError as error:
         raise BrokerRefused(f"Redis{at} is out of memory: raise maxmemory, the broker needs noeviction") from error
     except (rx.ConnectionError, rx.TimeoutError, OSError) as error:

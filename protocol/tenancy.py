@@ -7,7 +7,7 @@ ACL file. Knows Redis; `acl.py` says what a user may do, `quota.py` what a tenan
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -51,8 +51,10 @@ class Row:
         return asdict(self)
 
 
-async def add(redis: RedisBytes, tenant: str, quota: Quota, devices: Sequence[str] = ()) -> Added:
-    """Make a tenant, or change the quota of one and add devices to it; users there are keep their passwords.
+async def add(redis: RedisBytes, tenant: str, said: Mapping[str, float], devices: Sequence[str] = ()) -> Added:
+    """Make a tenant, or add devices to one and change those fields of its quota that are said.
+
+    Users that are there keep their passwords, and limits nobody names stay: one more device lifts none.
 
     Raises UsageError for names, BrokerRefused for a Redis that is too old or a user that may not.
     """
@@ -70,7 +72,7 @@ async def add(redis: RedisBytes, tenant: str, quota: Quota, devices: Sequence[st
                 await redis.execute_command("ACL", "SETUSER", *line[1:])  # type: ignore[no-untyped-call]
         first = not await redis.exists(keys.TENANTS) and tenant != keys.DEFAULT_TENANT
         before = parse((await redis.hget(keys.QUOTAS, tenant) or b"").decode())  # type: ignore[misc]  # sync or async
-        granted = replace(quota, since_ms=before.since_ms or await clock_ms(redis))
+        granted = replace(before, **said, since_ms=before.since_ms or await clock_ms(redis))  # type: ignore[arg-type]
         await redis.hset(keys.QUOTAS, tenant, granted.text())  # type: ignore[misc]
         await redis.sadd(keys.TENANTS, tenant, *([keys.DEFAULT_TENANT] if first else []))  # type: ignore[misc]
         return Added(tenant, granted, fresh, await _save(redis), first)

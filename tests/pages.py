@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import dedent
 from urllib.parse import unquote
 
 import pilotfish
@@ -15,7 +16,9 @@ ROOT = Path(pilotfish.__file__).resolve().parent
 DOCS = ROOT / "docs"
 NOT_OURS = {"build", "dist", "node_modules", "shared"}
 
-FENCE = re.compile(r"^(?P<fence>`{3,})(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=fence)$", re.M | re.S)
+FENCE = re.compile(
+    r"^(?P<fence> *`{3,})(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=fence)$", re.M | re.S
+)  # in a list: indented
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|\b(?:src|srcset|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.M)
 
@@ -45,8 +48,9 @@ def name(page: Path) -> str:
 
 
 def fences(page: Path, *languages: str) -> list[Fence]:
-    """A page's fenced blocks, of these languages or all."""
-    blocks = [_fence(match["info"], match["text"]) for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+    """A page's fenced blocks, of these languages or all; those of a list are indented."""
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    blocks = [_fence(match["info"], dedent(match["text"])) for match in found]
     return [block for block in blocks if not languages or block.language in languages]
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import pilotfish
+from composed import compose
 from pilotfish.protocol import metrics
 from pilotfish.protocol.settings import load
 
@@ -62,15 +63,16 @@ def test_what_is_mounted_is_there_and_leads_to_each_other() -> None:
 def test_prometheus_scrapes_the_ports_that_are_served_with_the_key_that_is_set() -> None:
     config = yaml.safe_load((ROOT / "docker/prometheus.yml").read_text())
     assert COMPOSE["secrets"]["api_key"] == {"environment": "PILOTFISH_API_KEY"}
+    scraped = set[str]()
     for job, setting in zip(config["scrape_configs"], ("metrics_port", "serve_port"), strict=True):
         (found,) = job["dns_sd_configs"]
-        (name,) = found["names"]
-        settings = settings_of(name)
-        assert found["port"] == getattr(settings, setting)
+        assert [getattr(settings_of(name), setting) for name in found["names"]] == [found["port"]] * len(found["names"])
+        scraped |= {*found["names"]}
         assert job["authorization"]["credentials_file"] == "/run/secrets/api_key"
+    assert scraped == {name for name, service in COMPOSE["services"].items() if "build" in service}
 
 
 def settings_of(service: str) -> Any:
     """As the container would read them."""
-    environment = COMPOSE["services"][service]["environment"]
-    return load(environ={name: re.sub(r"\$\{.*?\}", "x", str(value)) for name, value in environment.items()})
+    environment = compose()["services"][service]["environment"]
+    return load(environ={name: str(value) for name, value in environment.items()})

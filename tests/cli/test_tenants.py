@@ -74,9 +74,10 @@ async def test_what_add_prints_is_what_a_device_needs(redis_url: str, capsys: py
         assert [row["tenant"] for row in rows] == ["default", "newco"]
         assert rows[1]["quota"]["rows_per_second"] == 500
         assert 0 < rows[1]["age_ms"] < 60_000
-        again, _ = await asyncio.to_thread(tenants, capsys, "add", "newco")
-        assert not urls(again), "a password is shown once"
-        assert quota.parse(_granted(redis_url)["newco"]).weight == 1, "the quota is the one said last"
+        again, _ = await asyncio.to_thread(tenants, capsys, "add", "newco", "--device", "tablet", "--weight", "3")
+        assert set(urls(again)) == {"newco+agent+tablet"}, "a password is shown once"
+        granted = quota.parse(_granted(redis_url)["newco"])
+        assert (granted.weight, granted.rows_per_second) == (3, 500), "a limit that is not named stays"
 
         await asyncio.to_thread(tenants, capsys, "revoke", "newco")
         with sync_redis.Redis.from_url(given["newco+agent"]) as gone, pytest.raises(rx.AuthenticationError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 from contracts.tiny_hf import write_tiny_model
 
+from pages import DOCS, commands
 from pilotfish.cloud_worker.engines import vllm_args
 from pilotfish.cloud_worker.engines.base import VerifyRequest
 from pilotfish.cloud_worker.launch import worker_spec
@@ -39,6 +41,14 @@ def test_other_numbers_are_another_target_and_other_places_are_not() -> None:
     assert vllm_args.mark(vllm_args.read(LMCACHE)) == ""
     fp8 = vllm_args.mark({"quantization": "fp8", "gpu_memory_utilization": 0.5})
     assert fp8 == vllm_args.mark({"quantization": "fp8"}) != vllm_args.mark({"quantization": "awq"})
+
+
+def test_what_the_docs_give_is_taken() -> None:
+    given = [
+        re.findall(r"--engine-args '(.*?)'", line) for line in commands(DOCS / "fleet.md") if "--engine-args" in line
+    ]
+    assert [LMCACHE] in given
+    assert all(vllm_args.read(text) for (text,) in given)
 
 
 def test_only_vllm_has_them() -> None:

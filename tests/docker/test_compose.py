@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from composed import ROOT, SECRETS, Redis, Service, compose, redis_of, start
 from helpers import wait_until_sync
+from pages import DOCS, commands
 from pilotfish.protocol.settings import Settings, load
 
 # from the Compose specification (compose-spec/compose-spec, Apache-2.0), as check-jsonschema 0.39.0 ships it
@@ -59,6 +62,30 @@ def test_what_a_service_leans_on_is_there(name: str) -> None:
 def test_without_its_secrets_it_does_not_start(secret: str) -> None:
     with pytest.raises(KeyError, match=secret):
         compose({name: value for name, value in SECRETS.items() if name != secret})
+
+
+def test_the_first_command_of_its_header_writes_the_secrets(tmp_path: Path) -> None:
+    """Run with an `openssl` that is none: only the shell's part is ours."""
+    (line,) = [line for line in header() if line.startswith("printf ")]
+    (tmp_path / "openssl").write_text("#!/bin/sh\necho 0a1b\n")
+    (tmp_path / "openssl").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, env={"PATH": path}, check=True)
+    assert (tmp_path / ".env").read_text().split() == [f"{name}=0a1b" for name in SECRETS]
+
+
+def test_its_commands_name_its_services_and_the_docs_tell_no_others() -> None:
+    told = [line for line in commands(DOCS / "fleet.md") if line.startswith("docker compose ")]
+    named = re.findall(r"(?:--scale |--wait |exec )([\w-]+)", "\n".join([*header(), *told]))
+    assert {*named} == {"worker", "agent", "worker-gpu"}
+    assert {*re.findall(r"--profile (\w+)", " ".join(told))} <= {
+        profile for one in SERVICES.values() for profile in one.get("profiles", [])
+    }
+
+
+def header() -> list[str]:
+    """The commands at the head of the file."""
+    return re.findall(r"(?m)^# {3}((?:printf|docker).*?)(?: {2,}#.*)?$", (ROOT / "compose.yaml").read_text())
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -31,6 +31,13 @@ def test_an_image_is_not_root_and_holds_no_compiler_of_cpp(image: str) -> None:
     assert [line for line in lines(image) if re.match(r"COPY --from=build-\w+ /opt/pilotfish /opt/pilotfish", line)]
 
 
+def test_what_is_compiled_while_it_runs_is_not_loaded_from_tmp() -> None:
+    """A tmpfs is mounted noexec by default, and torch's own place for compiled code is in /tmp."""
+    told = " ".join(line for line in lines("gpu") if line.startswith("ENV "))
+    assert {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"} <= set(re.findall(r"(\w+)=/models/", told))
+    assert compose()["services"]["worker-gpu"]["tmpfs"] == ["/tmp"]
+
+
 def test_bases_have_versions_and_stages_exist() -> None:
     for base, _ in STAGES.values():
         assert base in STAGES or re.search(r":\d", base)

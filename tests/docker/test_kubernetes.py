@@ -11,6 +11,8 @@ import yaml
 
 from composed import ROOT, redis_of
 from pilotfish.protocol import metrics
+from pilotfish.protocol.errors import SettingsError
+from pilotfish.protocol.http_guard import access
 from pilotfish.protocol.settings import load
 
 FOLDER = ROOT / "docker/kubernetes"
@@ -90,6 +92,29 @@ def test_settings_are_settings_probes_ask_for_health_and_the_grace_is_longer_tha
     assert probes == {"startupProbe": health, "livenessProbe": health, "readinessProbe": [*health, "--ready"]}
     assert workload["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 30
     assert "replicas" in workload["spec"] or workload["metadata"]["name"] == scaled()["scaleTargetRef"]["name"]
+
+
+def test_what_kubernetes_says_of_our_services_is_not_read_as_settings() -> None:
+    """A service's name becomes variables in every pod that starts after it: pilotfish-agent's would be ours."""
+    told = {f"{one['metadata']['name'].upper().replace('-', '_')}_PORT" for one in OBJECTS if one["kind"] == "Service"}
+    with pytest.raises(SettingsError, match="unknown setting"):
+        load(environ=dict.fromkeys(told, "tcp://10.0.0.1:8787"))
+    assert all(one["spec"]["template"]["spec"]["enableServiceLinks"] is False for one in OURS)
+
+
+def test_an_agent_answers_to_the_names_of_its_service() -> None:
+    (namespace,) = re.findall(r"create namespace (\S+)", (FOLDER / "README.md").read_text())
+    environ = {
+        one["name"]: str(one.get("value", "x")) for one in container(only("Deployment", "pilotfish-agent"))["env"]
+    }
+    name = only("Service", "pilotfish-agent")["metadata"]["name"]
+    assert {name, f"{name}.{namespace}.svc"} <= access(load(environ=environ)).hosts
+
+
+def test_workers_go_one_at_a_time() -> None:
+    down = scaled()["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert down["stabilizationWindowSeconds"] >= 300
+    assert [policy["value"] for policy in down["policies"]] == [1]
 
 
 def scaled() -> dict[str, Any]:

@@ -49,6 +49,14 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_tenants_user_says_whose_it_is(page: Path) -> None:
+    """Its user may touch no keys but its tenant's, and without --tenant a command asks for `default`."""
+    for line in commands(page):
+        for tenant in re.findall(r"://([\w-]+)\+(?:agent|shell).*pilotfish", line):
+            assert f"--tenant {tenant}" in line, f"{name(page)}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_named_in_passing_exist(page: Path) -> None:
     known = {flag for command in every(ROOT_COMMAND) for flag in options(command)}
     named = {flag for span in re.findall(r"`([^`\n]+)`", prose(page)) for flag in re.findall(r"(?<!\S)--[a-z-]+", span)}
