@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_the_page_of_the_docs_is_fresh() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run_command(["--version"]) == 0
-    assert capsys.readouterr().out == "0.1.0\n"
+    assert capsys.readouterr().out == f"{version('pilotfish')}\n"
 
 
 # --- how commands end ----------------------------------------------------------------------------------------
