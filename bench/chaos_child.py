@@ -26,6 +26,7 @@ import asyncio  # noqa: E402
 import json  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Awaitable  # noqa: E402
 from typing import Any  # noqa: E402
 
 from pilotfish.bench.chaos_wire import read_both, write_older  # noqa: E402
@@ -110,22 +111,27 @@ def _tell(number: int, **what: Any) -> None:
     print(json.dumps({"number": number, **what}), flush=True)
 
 
-def _tell_series(*_: object) -> None:
-    """SIGUSR1: how many metric series this process has."""
+def _tell_series() -> None:
+    """How many metric series this process has."""
     from pilotfish.protocol.metrics import REGISTRY
 
-    line = json.dumps({"series": sum(len(metric.samples) for metric in REGISTRY.collect())})
-    os.write(1, f"{line}\n".encode())  # print may be interrupted by us in the middle of a line
+    print(json.dumps({"series": sum(len(metric.samples) for metric in REGISTRY.collect())}), flush=True)
+
+
+async def _telling_series(side: Awaitable[None]) -> None:
+    """At SIGUSR1, by the loop: a handler of Python's own would interrupt a line that is being printed."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _tell_series)
+    await side
 
 
 def main() -> None:
     """Entry point."""
-    signal.signal(signal.SIGUSR1, _tell_series)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is a loop
     read_both()
     if os.environ.get("CHAOS_WIRE") == "0":
         write_older()
     side, *arguments = sys.argv[1:]
-    asyncio.run(work(*arguments) if side == "worker" else draft(*arguments))
+    asyncio.run(_telling_series(work(*arguments) if side == "worker" else draft(*arguments)))
 
 
 if __name__ == "__main__":

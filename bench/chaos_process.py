@@ -74,13 +74,19 @@ class Process:
         assert process.stdout
         try:
             while line := await process.stdout.readline():
-                self._said(line.decode())
+                self._hear(line)
             code = await process.wait()
             if self.ready.is_set():  # nobody asked for it
                 self.ready.clear()
                 self.crashes.append(f"it ended by itself with {code}")
         finally:
             self._said(None)
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            self._said(line.decode())
+        except (ValueError, KeyError) as error:  # whoever waits for what it said waits in vain: no reason to go deaf
+            self.crashes.append(f"it said {line[:200]!r}, which means nothing ({type(error).__name__}: {error})")
 
     def write(self, line: str) -> None:
         """One line to its standard input."""

@@ -37,6 +37,7 @@ QUICK_MINUTES: Final = 0.5
 AT_ONCE: Final = 4
 SUBMITTED: Final = 2  # lanes of prompts that go through Redis
 PACE_SECONDS: Final = 0.05  # between two generations of a lane: steady, not as fast as it goes
+HUNG_SECONDS: Final = 180.0  # longer than any deadline
 SAMPLES: Final = 60
 STEP_MS: Final = 2.0
 
@@ -87,18 +88,19 @@ class _Soak:
 
     async def _load(self, url: str, redis_pid: int) -> None:
         lanes = [self._own(lane) for lane in range(AT_ONCE)] + [self._submitted(url) for _ in range(SUBMITTED)]
-        writing = [asyncio.create_task(lane) for lane in lanes]
         pids = {
             "worker": self.worker.pid,
             "engine": self.worker.children()[0],
             "agent": self.agent.pid,
             "redis": redis_pid,
         }
-        for _ in range(SAMPLES):
-            await asyncio.sleep(self.seconds / SAMPLES)
-            self._sample(pids)
-        self.over = True
-        await asyncio.gather(*writing)
+        async with asyncio.TaskGroup() as group:  # one lane that hangs ends the soak
+            for lane in lanes:
+                group.create_task(lane)
+            for _ in range(SAMPLES):
+                await asyncio.sleep(self.seconds / SAMPLES)
+                self._sample(pids)
+            self.over = True
 
     async def _own(self, lane: int) -> None:
         number = lane
@@ -107,7 +109,8 @@ class _Soak:
             ended = self.waiting[number] = asyncio.get_running_loop().create_future()
             asked = {"number": number, "prompt": one.prompt, "mode": one.mode, "max_tokens": one.max_tokens}
             self.agent.write(json.dumps({**asked, "window": one.window, "sampling": one.sampling.model_dump()}))
-            self.done[await ended] += 1
+            async with asyncio.timeout(HUNG_SECONDS):
+                self.done[await ended] += 1
             number += AT_ONCE
             await asyncio.sleep(PACE_SECONDS)
 
@@ -117,9 +120,10 @@ class _Soak:
             while not self.over:
                 prompt = Prompt(request=secrets.token_hex(16), text=secrets.token_hex(20), raw=True, max_tokens=50)
                 await shell.submit(prompt)
-                async for message in shell.output(prompt.request, follow=True):
-                    if message.type in ("finished", "failed"):
-                        self.done[f"submitted, {message.type}"] += 1
+                async with asyncio.timeout(HUNG_SECONDS):
+                    async for message in shell.output(prompt.request, follow=True):
+                        if message.type in ("finished", "failed"):
+                            self.done[f"submitted, {message.type}"] += 1
                 await client.delete(keys.output(keys.DEFAULT_TENANT, prompt.request))  # else an hour's worth stays
                 await asyncio.sleep(PACE_SECONDS)
 

