@@ -20,8 +20,8 @@ def cache_dir() -> Path:
     """PILOTFISH_CACHE_DIR if set, else `pilotfish` below the user's cache folder."""
     chosen = os.environ.get("PILOTFISH_CACHE_DIR")
     if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pilotfish"
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "pilotfish").expanduser()
 
 
 def fetched_dir(chosen: Path | None) -> Path:
