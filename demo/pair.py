@@ -19,9 +19,7 @@ EVAL_FILE = Path(__file__).parent / "eval.jsonl"
 def cache_dir() -> Path:
     """PILOTFISH_CACHE_DIR if set, else `pilotfish` below the user's cache folder."""
     chosen = os.environ.get("PILOTFISH_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "pilotfish").expanduser()
+    return Path(os.path.expanduser(chosen or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "pilotfish")))
 
 
 def fetched_dir(chosen: Path | None) -> Path:
