@@ -8,6 +8,7 @@ same logits and draws the same. This module knows nothing of requests beyond wha
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import multiprocessing
 import signal
@@ -33,6 +34,7 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as _Worker
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SAMPLE_PARAMETERS = ["self", "logits", "spec_decode_metadata"]
 
 
@@ -57,9 +59,8 @@ class CoupledWorker(_Worker):  # type: ignore[misc]  # vllm is untyped where it 
         """Make the runner as upstream does, then change how it samples."""
         super().init_device()
         install(self.model_runner)
-        if multiprocessing.parent_process():  # a rank: it ends with the engine, which outlives what the group is sent
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, signal.SIG_IGN)
+        if multiprocessing.parent_process():
+            _tie_to_engine()
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """As upstream; the runner knows what this step asks."""
@@ -71,6 +72,15 @@ class CoupledWorker(_Worker):  # type: ignore[misc]  # vllm is untyped where it 
         output = super().sample_tokens(grammar_output)
         output.drawn = self.model_runner.drawn
         return output
+
+
+def _tie_to_engine() -> None:
+    """A rank ends with its engine, at once, or its memory is missing when the next one starts; and not before, though
+    Ctrl-C and a service manager's SIGTERM reach everyone.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def install(runner: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -37,6 +36,7 @@ _ENVIRONMENT: Final = {
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # max_model_len is context + K + 1; rows beyond context are never computed
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-torch._library.triton",  # that there is no Triton on a CPU is no news
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     "HF_HUB_OFFLINE": "1",  # the model is a directory
@@ -85,7 +85,6 @@ def start_core(threads: int, extra: Mapping[str, Any], **settings: Any) -> Engin
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # platforms/cpu.py would swap the uni-process executor
-    logging.getLogger("torch._library").setLevel(logging.ERROR)  # that there is no Triton on a CPU is no news
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's and torch's own deprecations, while they load
@@ -112,6 +111,8 @@ def _engine_core(threads: int, extra: Mapping[str, Any], num_speculative_tokens:
         extra = {**extra, "kv_transfer_config": KVTransferConfig(**connector)}
     ranks = vllm_args.ranks(extra)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // ranks)))
+    if ranks > 1:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # as above, in processes of their own
     torch.set_num_threads(threads)
     config = EngineArgs(
         skip_tokenizer_init=True,

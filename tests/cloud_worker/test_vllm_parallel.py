@@ -13,10 +13,15 @@ from pathlib import Path
 import pytest
 from contracts import verifier as contract
 from contracts.tiny_hf import write_tiny_model
+from rigs import children, engine_child
 
+from helpers import wait_until
+from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines import vllm_args
 from pilotfish.cloud_worker.engines.base import VerifyRequest
+from pilotfish.cloud_worker.engines.spec import EngineSpec
 from pilotfish.cloud_worker.engines.vllm_engine import VllmVerifier
+from pilotfish.demo import pair
 from pilotfish.protocol.errors import EngineError, ModelError
 from pilotfish.protocol.messages import Sampling
 
@@ -86,6 +91,29 @@ def test_what_a_process_group_is_sent_does_not_end_the_ranks(engine: VllmVerifie
             os.kill(rank.pid or 0, sent)
     time.sleep(0.2)
     assert contract.plain(engine, [1, 2, 3], 4, Sampling())
+
+
+async def test_an_engine_that_is_killed_takes_its_ranks_with_it() -> None:
+    """Or their memory would be missing when the next one starts."""
+    engine = EngineProcess(EngineSpec("vllm", str(pair.TARGET_DIR), context=256, draft_max=4, engine_args=TWO))
+    await engine.start()
+    try:
+        alive = rank_pids(engine_child())
+        assert len(alive) == 2
+        os.kill(engine_child(), signal.SIGKILL)
+        await wait_until(lambda: gone(alive), "the ranks to end", 2.0)
+    finally:
+        await engine.stop()
+
+
+def rank_pids(engine: int) -> list[int]:
+    return [pid for pid in children(engine) if b"VLLM" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def gone(pids: list[int]) -> bool:
+    """Ended; one that nobody has waited for has no memory either."""
+    states = [Path(f"/proc/{pid}/stat") for pid in pids]
+    return all(not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z" for state in states)
 
 
 @pytest.mark.parametrize("count", ["0", '"two"', "-1", "1.5"])
