@@ -73,6 +73,9 @@ class StateFolder:
                 os.utime(self._path(found))
         return found is not None
 
+    def __contains__(self, key: bytes) -> bool:
+        return self._path(key).exists()
+
     def load(self, key: bytes) -> memoryview | None:
         """A state, checked; None if it is gone or damaged, which is told and its file removed."""
         path = self._path(key)
@@ -109,13 +112,12 @@ class StateFolder:
     def _scan(self) -> None:
         """Take note of files that came and went since the last look."""
         try:
-            changed_ns = self.folder.stat().st_mtime_ns
+            if self._scanned_ns - _CLOCK_TICK_NS > self.folder.stat().st_mtime_ns > 0:
+                return
+            self._scanned_ns = time_ns()
+            present = {entry.path.name for entry in entries(self.folder)}
         except OSError:
-            changed_ns = 0
-        if self._scanned_ns - _CLOCK_TICK_NS > changed_ns > 0:
-            return
-        self._scanned_ns = time_ns()
-        present = {entry.path.name for entry in entries(self.folder)}
+            present = set()
         for name in self._known.keys() - present:
             if key := self._known.pop(name):
                 self._map.discard(key)
@@ -149,8 +151,9 @@ class StateFolder:
             self._writing.result()
 
     def add(self, header: Header, state: memoryview) -> bool:
-        """Write a state that another agent exported, now; False if it exceeds the budget. Raises OSError."""
-        return store(self.folder, self._path(header.key), header, state, self.budget_bytes)
+        """Write a state that another agent exported, now; False if it exceeds context or budget. Raises OSError."""
+        fits = header.tokens <= self.context
+        return fits and store(self.folder, self._path(header.key), header, state, self.budget_bytes)
 
     def _write(self, key: bytes, state: memoryview, covered: list[Path]) -> None:
         header = state_file.describe(self.build, self.model, key, state)
@@ -209,10 +212,10 @@ def make_room(folder: Path, budget_bytes: int, keep: Path) -> None:
 
 
 def entries(folder: Path) -> Iterator[Stored]:
-    """Its states, unread; nothing if there is no such folder."""
+    """Its states, unread; nothing if there is no such folder. Raises OSError for one that cannot be read."""
     try:
         listed = list(os.scandir(folder))
-    except OSError:
+    except FileNotFoundError:
         return
     for entry in listed:
         if entry.name.endswith(SUFFIX):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pilotfish.cli.options import BROKER, AsJson, Help, takes
+from pilotfish.cli.talk import say
 
 if TYPE_CHECKING:
     from pilotfish.cache.state_folder import Stored
@@ -44,10 +45,15 @@ def stats(settings: Settings, as_json: AsJson = False) -> None:
     import json
 
     from pilotfish.cli.render import counted
+    from pilotfish.protocol.errors import BrokerError
 
     found = [described(one) for one in stored(settings)]
     disk = {"states": len(found), **{what: sum(one[what] for one in found) for what in ("tokens", "bytes")}}
-    agents = asyncio.run(_agents(settings))
+    try:
+        agents = asyncio.run(_agents(settings))
+    except BrokerError as error:
+        agents = {}
+        say(f"agents are not asked: {error}", "WARNING")
     if as_json:
         print(json.dumps({"disk": disk, "agents": agents}))
         return
@@ -57,7 +63,7 @@ def stats(settings: Settings, as_json: AsJson = False) -> None:
     for name, told in agents.items():
         print(f"agent  {name}  " + "  ".join(f"{what}={value}" for what, value in told.items()))
     if not agents:
-        print("no agent runs here that takes prompts: what agents have in memory is theirs to count")
+        print("no agent that takes prompts is known: what agents have in memory is theirs to count")
 
 
 @app.command("export")
@@ -71,7 +77,7 @@ def export_(
     from pilotfish.cache.state_archive import export_states
     from pilotfish.cli.render import counted
 
-    count = export_states(chosen(settings, names), file)
+    count = export_states(reversed(chosen(settings, names)), file)  # an import keeps the last ones, if not all
     print(f"{counted(count, 'state')} exported to {file}")
 
 
@@ -93,8 +99,11 @@ def import_(
     if not settings.edge_cache_disk_mb:
         raise UsageError("no disk is set aside for states: set edge_cache_disk_mb, here and for the agent")
     folder = state_folder(settings, draft_path(settings))
-    count = import_states(file, folder)
-    print(f"{counted(count, 'state')} imported; agents that run find them at once")
+    found = import_states(file, folder)
+    print(f"{counted(found.kept, 'state')} imported; agents that run find them at once")
+    if found.left_out:
+        room = f"longer than {settings.context} tokens, or beyond {settings.edge_cache_disk_mb:g} MB"
+        say(f"{counted(found.left_out, 'state')} left out: {room}; see --context and --edge-cache-disk-mb", "WARNING")
 
 
 @app.command()
@@ -112,7 +121,10 @@ def evict(
         raise UsageError("say which states to remove, as `pilotfish cache ls` names them, or --all")
     removed = stored(settings) if everything else chosen(settings, names)
     for one in removed:
-        one.path.unlink(missing_ok=True)
+        try:
+            one.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{one.path} cannot be removed: {error.strerror or error}") from error
     print(f"{counted(len(removed), 'state')} removed")
 
 
@@ -120,11 +132,16 @@ def evict(
 
 
 def stored(settings: Settings) -> list[Stored]:
-    """The states on disk with their headers, the last used one first."""
+    """The states on disk with their headers, the last used one first. Raises UsageError if they cannot be read."""
     from pilotfish.cache.state_folder import entries, look
     from pilotfish.edge_agent.launch import states_path
+    from pilotfish.protocol.errors import UsageError
 
-    found = [one for entry in entries(states_path(settings)) if (one := look(entry.path))]
+    folder = states_path(settings)
+    try:
+        found = [one for entry in entries(folder) if (one := look(entry.path))]
+    except OSError as error:
+        raise UsageError(f"the saved states in {folder} cannot be read: {error.strerror or error}") from error
     return sorted(found, key=lambda one: -one.used_ns)
 
 
@@ -136,7 +153,7 @@ def chosen(settings: Settings, names: list[str] | None) -> list[Stored]:
     if not found:
         raise UsageError("there are no saved states: an agent with --edge-cache-disk-mb above 0 writes them")
     for name in names or []:
-        if not any(one.path.stem.startswith(name) for one in found):
+        if not name or not any(one.path.stem.startswith(name) for one in found):
             raise UsageError(f"there is no saved state {name!r}: `pilotfish cache ls` names those there are")
     return [one for one in found if not names or one.path.stem.startswith(tuple(names))]
 
@@ -157,16 +174,14 @@ def described(one: Stored) -> dict[str, Any]:
 
 
 async def _agents(settings: Settings) -> dict[str, dict[str, str]]:
-    """Agent -> what its beat says of its cache; nothing without a Redis."""
-    from pilotfish.cli import requests
+    """Agent -> what its beat says of its cache; nobody where no Redis is set and none runs. Raises BrokerError."""
+    from pilotfish.cli import redis_server, requests
     from pilotfish.protocol import inspection
-    from pilotfish.protocol.errors import BrokerError
 
-    try:
-        async with requests.shell(settings) as broker:
-            found = await inspection.look(broker.redis, settings.tenant)
-    except BrokerError:
+    if not settings.redis_url and not redis_server.find():
         return {}
+    async with requests.shell(settings) as broker:
+        found = await inspection.look(broker.redis, settings.tenant)
     said = {peer.name: {k: v for k, v in peer.beat.items() if k.startswith("cache_")} for peer in found.agents}
     return {name: told for name, told in said.items() if told}
 

@@ -65,19 +65,19 @@ async def _workers(redis: RedisBytes, target: str) -> list[Indexed]:
 
 
 async def warmth(redis: RedisBytes, settings: Settings, text: str, *, chat: bool) -> list[Warmth]:
-    """Of every live worker of the one target. Raises NoWorker, SettingsError or ModelError."""
+    """Of every live worker of the one target, once it beats. Raises NoWorker, SettingsError or ModelError."""
     target = await fleet.find_target(redis, settings.target or "")
     ids = _encode(target, settings, text, chat)
-    workers = await _workers(redis, target.id)
-    if not workers:
+    sizes = {one.worker: one.block_size for one in await _workers(redis, target.id) if one.block_size}
+    if not sizes:
         return []
     with translated():
         key = settings.cache_key.get_secret_value().encode() if settings.cache_key else await redis.get(keys.SALT)
-        size = max(worker.block_size for worker in workers)
+        size = max(sizes.values())
         names = block_hashes(ids, size, Salts(redis, key or b"").of(settings.tenant))
         blocks = [short(name) for name in names[: cacheable(len(ids), size)]]
         found = await PrefixIndex(redis, target.id).look(blocks)
-    return [Warmth(one.worker, len(ids), one.hit * size, one.queued) for one in found]
+    return [Warmth(one.worker, len(ids), one.hit * size, one.queued) for one in found if one.worker in sizes]
 
 
 async def forget(redis: RedisBytes, target: str, worker: str) -> None:

@@ -141,8 +141,9 @@ class BlockFeed:
 
     async def beat(self, queued_tokens: int) -> None:
         """Renew the lease and remove a piece of what the dead left. -1: the queue in the index is what it is."""
+        share = self.share
         try:
-            if self.share and not await self.index.beat(self.share, self.rate.per_second, queued_tokens):
+            if share and not await self.index.beat(share, self.rate.per_second, queued_tokens) and share is self.share:
                 self.share = None
             if not self.share or self.mirror.untold:
                 self._wake.set()

@@ -67,8 +67,9 @@ def open_drafter(settings: Settings) -> LlamaCppDrafter:
     path = draft_path(settings)
     cache = edge_cache(settings, path)
     return LlamaCppDrafter(
-        path, context=settings.context, sessions=SESSIONS, threads=threads, confidence=chosen.score, cache=cache
-    )
+        path, context=settings.context, sessions=SESSIONS, threads=threads, confidence=chosen.score, cache=cache,
+        resident=settings.kv_reuse,
+    )  # fmt: skip
 
 
 def edge_cache(settings: Settings, draft: Path) -> EdgeCache | None:

@@ -125,7 +125,9 @@ class FakeVerifier(Verifier):
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored."""
-        self._rounds.pop(request_id, None)
+        round_ = self._rounds.pop(request_id, None)
+        if round_ and not self._keeps:
+            self.forget(round_.request.session)
 
     def forget(self, session: str) -> None:
         """Drop a session's pretended KV."""

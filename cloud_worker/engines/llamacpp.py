@@ -89,8 +89,10 @@ class LlamaCppVerifier(Verifier):
         self._rounds[request.request_id] = _Round(request, ids, len(request.draft) + 1, request.continue_tokens)
 
     def cancel(self, request_id: str) -> None:
-        """Forget a request; unknown ids are ignored. What it computed stays with its session."""
-        self._rounds.pop(request_id, None)
+        """Forget a request; unknown ids are ignored. What it computed stays with its session, if anything does."""
+        round_ = self._rounds.pop(request_id, None)
+        if round_ and not self._resident:
+            self.forget(round_.request.session)
 
     def forget(self, session: str) -> None:
         """Free a session's sequence; one with a request in progress gives it up when another session needs it."""

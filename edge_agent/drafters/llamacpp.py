@@ -30,6 +30,7 @@ class LlamaCppDrafter(Drafter):
 
     `sessions` bounds the sequences kept at once. More sessions are served, and a closed one may be followed by its next
     turn: with a `cache` what they had is restored, without one it is prefilled again. The drafter closes the cache.
+    Unless `resident`, it forgets a session's KV with every draft.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LlamaCppDrafter(Drafter):
         threads: int = 1,
         kv: str = KV,
         cache: EdgeCache | None = None,
+        resident: bool = True,
         confidence: Confidence = drawn_probability,
     ) -> None:
         self.model = LlamaModel(model_path)
@@ -52,7 +54,7 @@ class LlamaCppDrafter(Drafter):
             self.model.close()
             raise
         self._sequences = Sequences(self._context, exact=False, cache=cache)
-        self._confidence = confidence
+        self._confidence, self._resident = confidence, resident
         mark = ModelBuild.of(model_path, kv).fingerprint
         self.info = DrafterInfo("llama.cpp", library_version(), mark, self.model.vocab_size, context, self.model.name)
 
@@ -82,6 +84,8 @@ class LlamaCppDrafter(Drafter):
             confidences.append(confidence)
             if token in stop_ids or (proceed is not None and not proceed(token, confidence)):
                 break
+        if not self._resident:
+            self._sequences.trim(slot, 0)
         return Draft(drafted, confidences, 1e3 * (perf_counter() - start), prefilled)
 
     def _draw(self, slot: Slot, logits: Logits, position: int, sampling: Sampling) -> tuple[int, float]:

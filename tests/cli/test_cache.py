@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,10 @@ async def test_stats_sums_up_the_disk_and_asks_running_agents(
 def test_stats_needs_no_redis(device: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["cache", "stats"]) == 0
     assert "2 states  70 tokens" in capsys.readouterr().out
+    assert run_command(["cache", "stats", "--json", "--redis-url", "redis://127.0.0.1:1"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["agents"] == {}
+    assert "agents are not asked: " in said.err, "or nobody would know that there may be some"
 
 
 def test_states_move_to_another_device(
@@ -140,11 +145,77 @@ def test_import_needs_a_disk_and_a_file(device: Path, capsys: pytest.CaptureFixt
     assert "cannot be written: No such file" in capsys.readouterr().err
 
 
+def test_an_import_says_what_found_no_room(device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = tmp_path / "states.pfs"
+    run_command(["cache", "export", str(archive)])
+    one_fits = ["--edge-cache-disk-mb", "0.015"]
+    for name, options, kept in (("a", one_fits, 1), ("b", ["--context", "35"], 1), ("c", [], 2)):
+        there = ["--cache-dir", str(tmp_path / name)]
+        assert run_command(["cache", "import", str(archive), "--edge-cache-disk-mb", "1", *there, *options]) == 0
+        said = capsys.readouterr()
+        assert f"{kept} state{'s' * (kept > 1)} imported" in said.out
+        assert ("1 state left out: " in said.err) == (kept == 1)
+        assert len(list((tmp_path / name / "kv").iterdir())) == kept
+
+
+def test_the_last_used_state_is_the_last_of_an_export(device: Path, tmp_path: Path) -> None:
+    """So that an import which has no room for all keeps it."""
+    first, last = sorted((device / "kv").iterdir())
+    for at, file in enumerate((first, last), 1):
+        os.utime(file, ns=(at, at))
+    assert run_command(["cache", "export", str(tmp_path / "states.pfs")]) == 0
+    assert (tmp_path / "states.pfs").read_bytes() == first.read_bytes() + last.read_bytes()
+
+
+def test_an_archive_is_a_file_and_holds_something(
+    device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("", "/", str(tmp_path), str(tmp_path / "pipe")):
+        assert run_command(["cache", "export", name]) == 2
+        assert "is not a file" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo(), "what was there stands"
+    (tmp_path / "empty").touch()
+    assert run_command(["cache", "import", str(tmp_path / "empty"), "--edge-cache-disk-mb", "1"]) == 1
+    assert "empty is not imported: it holds no saved state" in capsys.readouterr().err
+
+
+def test_a_damaged_state_is_named_when_it_cannot_be_exported(
+    device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (damaged, *_) = (device / "kv").iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert run_command(["cache", "export", str(tmp_path / "states.pfs")]) == 1
+    said = capsys.readouterr().err
+    assert f"{damaged} cannot be exported: its state is damaged" in said
+    assert f"`pilotfish cache evict {damaged.stem}`" in said
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith("states.pfs")]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "kv").touch()
+    for command in (["ls"], ["stats"], ["evict", "--all"]):
+        assert run_command(["cache", *command, "--cache-dir", str(tmp_path)]) == 2
+        assert f"the saved states in {tmp_path / 'kv'} cannot be read: Not a directory" in capsys.readouterr().err
+
+
+def test_a_state_that_cannot_be_removed_is_told(
+    device: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert run_command(["cache", "evict", "--all"]) == 2
+    assert "cannot be removed: Permission denied" in capsys.readouterr().err
+
+
 def test_evict_removes_what_is_named_or_all(device: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (str(one["name"]) for one in listed(capsys))
     assert run_command(["cache", "evict"]) == 2
     assert run_command(["cache", "evict", "zzz"]) == 2
     assert "no saved state 'zzz'" in capsys.readouterr().err
+    assert run_command(["cache", "evict", ""]) == 2, "a variable that is unset names nothing"
     assert run_command(["cache", "evict", first[:10]]) == 0
     assert [one["name"] for one in listed(capsys)] == [second]
     assert run_command(["cache", "evict", "--all"]) == 0

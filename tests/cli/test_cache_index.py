@@ -60,6 +60,18 @@ async def test_lookup_says_who_is_warm(warm: PrefixIndex, redis_url: str, capsys
     assert "worker w1  0 of 15 tokens cached" in capsys.readouterr().out
 
 
+async def test_a_worker_that_has_not_said_how_large_its_blocks_are_is_left_out(
+    redis: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has just started, or has just died: its lease stands, its beat does not."""
+    async with worker(redis_url, "w1", "kv_blocks=100"):
+        await PrefixIndex(redis, TARGET).register("w2", 1)
+        assert await command("cache", "lookup", "A prompt.", "--redis-url", redis_url, "--json") == 0
+        assert [one["worker"] for one in json.loads(capsys.readouterr().out)] == ["w1"]
+    async with worker(redis_url, "w3"):  # which has no blocks
+        assert await cloud_inspection.warmth(redis, Settings(redis_url=redis_url), "A prompt.", chat=True) == []
+
+
 async def test_another_tenant_finds_nothing(warm: PrefixIndex, redis: Redis, redis_url: str) -> None:
     found = await cloud_inspection.warmth(redis, Settings(redis_url=redis_url, tenant="other"), TEXT, chat=True)
     assert [one.cached_tokens for one in found] == [0, 0]

@@ -100,6 +100,25 @@ async def test_who_drains_is_gone_and_stays_gone(feed: BlockFeed) -> None:
     assert await feed.index.look() == []
 
 
+async def test_a_beat_of_the_epoch_before_does_not_end_the_new_one(
+    feed: BlockFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was under way when the worker registered anew: what it hears is of the old epoch."""
+    beat, meanwhile = feed.index.beat, asyncio.Event()
+
+    async def late(*args: Any) -> bool:
+        feed.heard(KvChange("cleared"))
+        await wait_until(lambda: feed.share, "the second epoch")
+        meanwhile.set()
+        return bool(await beat(*args))
+
+    monkeypatch.setattr(feed.index, "beat", late)
+    await feed.beat(0)
+    assert meanwhile.is_set()
+    assert feed.share is not None
+    assert feed.resyncs == 2
+
+
 # --- predictions -------------------------------------------------------------------------------------------------
 
 

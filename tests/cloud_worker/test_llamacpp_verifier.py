@@ -89,6 +89,10 @@ def test_no_residency_computes_every_row_of_every_round(model_file: Path) -> Non
     first = contract.round_(engine, "s", contract.PROMPT, [], Sampling())
     second = contract.round_(engine, "s", [*contract.PROMPT, *first.draws], [1, 2], Sampling())
     assert (first.cached, second.cached, second.rows) == (0, 0, len(contract.PROMPT) + 1 + 2)
+    engine.submit(VerifyRequest("c", "s", contract.PROMPT, [], continue_tokens=5))
+    engine.step()
+    engine.cancel("c")
+    assert contract.round_(engine, "s", contract.PROMPT, [], Sampling()).cached == 0, "nor of one that was cancelled"
     engine.close()
 
 

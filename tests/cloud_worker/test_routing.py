@@ -102,13 +102,18 @@ async def test_a_session_goes_where_its_prefix_is_and_the_prediction_comes_true(
 
 
 async def test_another_tenant_gets_neither_hits_nor_affinity(redis: Redis, redis_url: str) -> None:
+    """Sent to the worker that is cold, their session stays there; ours goes where it is warm."""
     await redis.sadd(keys.TENANTS, TENANT, "other")  # type: ignore[misc]
-    async with worker(redis_url, "w1", CACHING):
+    async with worker(redis_url, "w1", CACHING), worker(redis_url, "w2", CACHING):
         ours, theirs = Edge(redis), Edge(redis, "edge2", "other")
-        assert (await ours.ask([*SYSTEM, 1])).cached == 0
-        assert (await theirs.ask([*SYSTEM, 2])).cached == 0
-        assert (await ours.ask([*SYSTEM, 3])).cached == len(SYSTEM)
-        assert (await theirs.ask([*SYSTEM, 4])).cached == len(SYSTEM)
+        first = await ours.ask([*SYSTEM, 1])
+        warm, cold = first.worker, "w2" if first.worker == "w1" else "w1"
+        await wait_until(lambda: _holds(PrefixIndex(redis, TARGET), len(SYSTEM) // BLOCK), "its blocks to be told")
+        stranger = await theirs.ask([*SYSTEM, 2], cold)
+        assert (stranger.worker, stranger.cached) == (cold, 0)
+        again = await ours.ask([*SYSTEM, 3], cold)
+        assert (again.worker, again.cached) == (warm, len(SYSTEM))
+        assert (await theirs.ask([*SYSTEM, 4], warm)).worker == cold
 
 
 async def test_tenants_salts_do_not_depend_on_who_started_first(redis: Redis, redis_url: str) -> None:

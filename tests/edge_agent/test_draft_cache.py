@@ -90,6 +90,20 @@ def test_switched_off_it_is_off(model_file: Path, tmp_path: Path, off: dict[str,
     assert saved_tokens() == before
 
 
+def test_without_kv_reuse_every_round_is_computed_anew(model_file: Path, tmp_path: Path) -> None:
+    """The draft's own sequence counts: the ablation `no_kv_cache` takes residency away at both ends."""
+    with open_drafter(settings_of(model_file, tmp_path)) as kept:
+        first = kept.draft("a", PROMPT, 4, WARM)
+        second = kept.draft("a", [*PROMPT, *first.ids], 4, WARM)
+        assert (first.prefilled, second.prefilled) == (len(PROMPT), 1)
+    with open_drafter(settings_of(model_file, tmp_path, kv_reuse=False)) as anew:
+        assert anew.draft("a", PROMPT, 4, WARM).ids == first.ids
+        again = anew.draft("a", [*PROMPT, *first.ids], 4, WARM)
+        assert (again.ids, again.prefilled) == (second.ids, len(PROMPT) + 4)
+        assert not anew.prefill("b", PROMPT, 50)  # a prompt that is read in pieces is read once
+        assert anew.draft("b", PROMPT, 4, WARM).prefilled == len(PROMPT) - 50
+
+
 def test_logits_that_cannot_be_drawn_from_are_not_saved(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = EdgeCache(10**8)
     with LlamaCppDrafter(model_file, context=512, cache=cache) as drafter:

@@ -91,6 +91,17 @@ def check_what_was_recorded(records: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
+async def test_without_kv_every_round_computes_its_whole_prefix(tmp_path: Path) -> None:
+    asked = experiment(tmp_path, modes="no_kv_cache", prompts=prompts(tmp_path, {"prompt": "Once.", "answer": "x"}))
+    await measure(asked)
+    found = {one["variant"]: one["rounds"] for one in read(asked.out)}
+    answered = [each for each in found["no_kv_cache"] if not each["refused"]]
+    assert all(each["rows"] == each["base"] + each["drafted"] and not each["cached"] for each in answered)
+    assert len(answered) > 1
+    assert any(each["rows"] < each["base"] and each["cached"] for each in found["baseline"]), "the worker kept it"
+
+
+@pytest.mark.slow
 async def test_a_request_that_fails_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
     rows = [{"prompt": "short", "answer": "x"}, {"prompt": "far too long " * 400, "answer": "x"}]
     asked = experiment(tmp_path, modes="baseline", prompts=prompts(tmp_path, *rows))
