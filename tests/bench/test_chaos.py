@@ -15,10 +15,11 @@ from rigs import TARGET, job, worker
 
 from helpers import wait_until
 from pilotfish.bench.chaos import over
-from pilotfish.bench.chaos_fleet import Fleet
+from pilotfish.bench.chaos_fleet import Fleet, Missed, hurt_engine
 from pilotfish.bench.chaos_judge import HONEST, Fate, complaint
 from pilotfish.bench.chaos_load import Load
-from pilotfish.bench.chaos_plan import FAULTS, faults, wish
+from pilotfish.bench.chaos_plan import FAULTS, Fault, faults, wish
+from pilotfish.bench.chaos_process import Process
 from pilotfish.bench.chaos_proxy import HOST, ChaosProxy, pretended_answer, read_command
 from pilotfish.bench.chaos_wire import downgraded, upgrade
 from pilotfish.bench.soak import grown, late, risen
@@ -27,7 +28,8 @@ from pilotfish.protocol import codec, keys
 from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group
 from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import InvalidMessage
-from pilotfish.protocol.messages import ToWorker
+from pilotfish.protocol.ingress import Ingress
+from pilotfish.protocol.messages import Refusal, ToWorker
 
 WISH = replace(wish(1, 1), on_cloud_loss="local", max_tokens=12)
 
@@ -117,20 +119,59 @@ def test_jobs_and_answers_are_meddled_with_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("share", "arrived"), [(0.0, 40), (1.0, 0)])
-async def test_a_share_of_the_jobs_is_lost(redis: Redis, redis_url: str, share: float, arrived: int) -> None:
+async def test_a_share_of_the_jobs_and_answers_is_lost(
+    redis: Redis, redis_url: str, share: float, arrived: int
+) -> None:
     stream = keys.jobs(TARGET, keys.DEFAULT_TENANT)
     await ensure_group(redis, stream, keys.GROUP_WORKERS)
+    fates: Counter[str] = Counter()
     connection = redis.connection_pool.connection_kwargs
-    proxy = ChaosProxy(HOST, connection["port"], seed=1, share=share)
+    proxy = ChaosProxy(HOST, connection["port"], seed=1, share=share, told=lambda fate: fates.update([fate]))
     server = await asyncio.start_server(proxy.accept, HOST, 0)
     url = redis_url.replace(f":{connection['port']}", f":{server.sockets[0].getsockname()[1]}")
     async with connect(url) as through:
         edge = EdgeBroker(through, keys.DEFAULT_TENANT, "edge1", "boot1")
         for number in range(40):
             assert await edge.publish(TARGET, "", job(round=number))
+        assert await redis.xlen(stream) == arrived
+        await EdgeBroker(redis, keys.DEFAULT_TENANT, "edge1", "boot1").publish(TARGET, "", job())
+        ingress = Ingress(through, TARGET, "w1")
+        await ingress.open()
+        answered = await ingress.pick_up(200, 100)
+        for delivery in answered:
+            await ingress.reply(delivery, Refusal(code="stale", worker="w1"))
     server.close()
-    assert await redis.xlen(stream) == arrived
-    assert proxy.fates["lost"] == (40 if share else 0)
+    assert len(answered) == arrived + 1
+    assert await redis.xlen(keys.replies(keys.DEFAULT_TENANT, "edge1")) == (arrived + 1 if not share else 0)
+    assert fates == ({"lost": 40 + 1} if share else {})
+
+
+# --- a fault that nobody sees is none ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raised", "done", "told"),
+    [(None, {"stop_worker": 1}, {}), (Missed(), {"missed": 1}, {}),
+     (ZeroDivisionError("by zero"), {}, {"faults": ["stop_worker: ZeroDivisionError: by zero"]})],
+)  # fmt: skip
+async def test_a_fault_counts_once_it_is_done_and_one_that_fails_is_told(
+    raised: Exception | None, done: dict[str, int], told: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act() -> None:
+        if raised:
+            raise raised
+
+    fleet = Fleet(1, lambda *_: None, flips=False)
+    monkeypatch.setattr(fleet, "_chosen", lambda fault: ("w0", act()))
+    fleet.strike(Fault("stop_worker", 0, 1.0, 0))
+    await wait_until(lambda: not fleet.victims, "the fault to be over")
+    assert (fleet.done, fleet.crashes) == (done, told)
+    fleet.server._folder.cleanup()
+
+
+async def test_an_engine_that_is_not_there_is_not_hurt() -> None:
+    with pytest.raises(Missed):
+        await hurt_engine(cast(Process, SimpleNamespace(children=list)), "kill", 0)
 
 
 # --- nothing is waited for without end ----------------------------------------------------------------------
