@@ -22,7 +22,7 @@ from pilotfish.bench.chaos_plan import FAULTS, Fault, faults, wish
 from pilotfish.bench.chaos_process import Process
 from pilotfish.bench.chaos_proxy import HOST, ChaosProxy, pretended_answer, read_command
 from pilotfish.bench.chaos_wire import downgraded, upgrade
-from pilotfish.bench.soak import grown, late, risen
+from pilotfish.bench.soak import Series, ends, gaps, grown, late, risen
 from pilotfish.cloud_worker.engines.fake import VOCAB, fake_target
 from pilotfish.protocol import codec, keys
 from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group
@@ -223,6 +223,14 @@ async def test_a_newer_job_gets_a_refusal_that_says_what_to_upgrade(redis: Redis
 
 
 # --- the soak ------------------------------------------------------------------------------------------------
+
+
+def test_who_is_not_sampled_to_the_end_has_not_stayed_the_same() -> None:
+    whole = Series([1] * 60, [1] * 60, [1] * 60)
+    assert gaps({"worker": whole, "agent": whole, "redis": whole}) == []
+    gone = gaps({"worker": Series([1] * 30, [1] * 30, [1] * 60), "agent": Series([1] * 60, [1] * 60)})
+    assert gone == ["worker: 30 samples", "agent told its series 0 times"]
+    assert ends({"length": 5, "submitted, failed": 1}) == ["1 generations ended with submitted, failed"]
 
 
 def test_growth_is_the_last_quarter_against_the_second() -> None:
