@@ -40,7 +40,7 @@ bench: setup  ## every benchmark, quick
 
 FUZZ_EXECUTIONS ?= 1000000
 fuzz: setup  ## hostile bytes through codec, worker and agent: FUZZ_EXECUTIONS of them, a million unless it says else
-	@FUZZ_EXECUTIONS=$(FUZZ_EXECUTIONS) .venv/bin/python -m pytest tests/hostile/test_fuzz.py --timeout 3600 \
+	@FUZZ_EXECUTIONS=$(FUZZ_EXECUTIONS) .venv/bin/python -m pytest tests/hostile/test_fuzz*.py --timeout 3600 \
 		-o log_cli=true --log-cli-level=INFO
 
 lock: setup  ## resolve again and write requirements/*.txt (LOCK="--upgrade edge" narrows it)
