@@ -272,6 +272,25 @@ async def test_a_flood_of_sessions_of_one_tenant_drowns_none_of_anothers(monkeyp
     assert len(desk.known) <= 64
 
 
+async def test_a_flood_of_long_sessions_of_one_tenant_fills_no_workers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pilotfish.cloud_worker import verify
+    from pilotfish.cloud_worker.engines.fake import FakeVerifier
+
+    class Idle:
+        info = FakeVerifier().info
+
+    monkeypatch.setattr(verify, "KNOWN_IDS_MAX", 10_000)
+    monkeypatch.setattr(verify, "WEIGHED_EVERY", 4)
+    desk = verify.Verification(Idle(), "w1", lambda tenant: 1)  # type: ignore[arg-type]
+    desk._session(verify.Ticket("default", job(), 0, "r")).ids.extend(PROMPT)
+    for number in range(50):
+        desk._session(verify.Ticket("default", job(session=f"a{number:031x}"), 0, "r")).ids.extend(PROMPT)
+    for number in range(500):
+        desk._session(verify.Ticket("rogue", job(session=f"{number:032x}"), 0, "r")).ids.extend(PROMPT * 40)
+        assert sum(len(known.ids) for known in desk.known.values()) <= 10_000 + 4 * 40 * len(PROMPT)
+    assert sum(tenant == "default" for tenant, _, _ in desk.known) == 51
+
+
 # --- starving others -------------------------------------------------------------------------------------------
 
 
