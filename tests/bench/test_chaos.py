@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 from rigs import TARGET, job, worker
 
+import pilotfish
 from helpers import wait_until
 from pilotfish.bench.chaos import over
 from pilotfish.bench.chaos_fleet import Fleet, Missed, hurt_engine
@@ -21,7 +24,7 @@ from pilotfish.bench.chaos_load import Load
 from pilotfish.bench.chaos_plan import FAULTS, Fault, faults, wish
 from pilotfish.bench.chaos_process import Process
 from pilotfish.bench.chaos_proxy import HOST, ChaosProxy, pretended_answer, read_command
-from pilotfish.bench.chaos_wire import downgraded, upgrade
+from pilotfish.bench.chaos_wire import WRITERS, downgraded, upgrade
 from pilotfish.bench.soak import Series, ends, gaps, grown, late, risen
 from pilotfish.cloud_worker.engines.fake import VOCAB, fake_target
 from pilotfish.protocol import codec, keys
@@ -207,6 +210,13 @@ def test_an_older_form_is_refused_by_who_does_not_know_it_and_read_by_who_does(m
         decode(older, ToWorker)
     monkeypatch.setitem(codec.UPGRADES, 0, upgrade)
     assert decode(older, ToWorker) == job()
+
+
+def test_whoever_writes_messages_writes_the_older_form_too() -> None:
+    root = Path(pilotfish.__file__).parent
+    sources = [path for room in ("protocol", "edge_agent", "cloud_worker") for path in (root / room).rglob("*.py")]
+    writers = {path.stem for path in sources if re.search(r"codec import .*\bencode\b", path.read_text())}
+    assert writers == {module.__name__.rpartition(".")[2] for module in WRITERS}
 
 
 async def test_a_newer_job_gets_a_refusal_that_says_what_to_upgrade(redis: Redis, redis_url: str) -> None:
