@@ -122,6 +122,14 @@ class Verification:
         except (EngineError, ModelError) as error:  # the latter from a restart that found the model gone
             await answer(self._refusal(ticket, "engine_failed", str(error)), True)
 
+    def admits(self, ticket: Ticket) -> bool:
+        """Whether the job is within the limits that need no look at its session."""
+        try:
+            self._check(ticket)
+        except Refused:
+            return False
+        return True
+
     async def cancel(self, tenant: str, agent: str, session: str, *, close: bool) -> None:
         """Stop what runs or waits for a session; with `close`, forget it too."""
         known = self.known.get((tenant, agent, session))
