@@ -22,7 +22,8 @@ test-fast: setup  ## under a minute: no engine, no torch, nothing slow
 	@.venv/bin/python -m pytest -q -n 3 --dist worksteal -m "not slow and not llamacpp and not vllm and not torch"
 
 chaos: setup  ## state machines for >= 10,000 steps each, 200 killed workers, 20,000 rounds while everything breaks
-	@CHAOS=nightly .venv/bin/python -m pytest -q --timeout 1800 tests/chaos -m "not llamacpp"
+	@CHAOS=nightly .venv/bin/python -m pytest -q --timeout 1800 tests/chaos tests/edge_agent/test_session_machine.py \
+		-m "not llamacpp"
 	@.venv/bin/pilotfish bench chaos
 
 nightly: chaos fuzz  ## what takes too long for every change: chaos and a million hostile inputs
@@ -40,7 +41,7 @@ bench: setup  ## every benchmark, quick
 
 FUZZ_EXECUTIONS ?= 1000000
 fuzz: setup  ## hostile bytes through codec, worker and agent: FUZZ_EXECUTIONS of them, a million unless it says else
-	@FUZZ_EXECUTIONS=$(FUZZ_EXECUTIONS) .venv/bin/python -m pytest tests/hostile/test_fuzz.py --timeout 3600 \
+	@FUZZ_EXECUTIONS=$(FUZZ_EXECUTIONS) .venv/bin/python -m pytest tests/hostile/test_fuzz*.py --timeout 3600 \
 		-o log_cli=true --log-cli-level=INFO
 
 lock: setup  ## resolve again and write requirements/*.txt (LOCK="--upgrade edge" narrows it)

@@ -18,7 +18,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pilotfish.bench.chaos_fleet import AGENTS, WORKERS, fleet, switches
+from pilotfish.bench.chaos_fleet import AGENTS, EVERY_FAULT, WORKERS, fleet, switches
 from pilotfish.bench.chaos_judge import complaint
 from pilotfish.bench.chaos_load import DEADLINE_SECONDS, Load
 from pilotfish.bench.chaos_plan import TICK_SECONDS, faults
@@ -165,7 +165,8 @@ def _judge(outcome: Outcome, load: Load) -> None:
 def report(outcomes: list[Outcome]) -> Report:
     """Added up; a run that broke something says how to repeat it."""
     rounds = sum(one.rounds for one in outcomes)
-    enough = rounds >= ROUNDS
+    done = sum((one.faults for one in outcomes), Counter())
+    enough = rounds >= ROUNDS and done.keys() >= EVERY_FAULT
     counts = {name: sum(len(getattr(one, name)) for one in outcomes) for name in ("different", "lost", "hung")}
     stated = conditions(workers=WORKERS, agents=AGENTS, at_once=AT_ONCE, seed=outcomes[0].seed, engine="fake")
     return Report(

@@ -5,7 +5,8 @@
 
 CHAOS_SKEW_SECONDS moves this process's wall clock, as on a device whose battery was out. CHAOS_WIRE=0 makes it write
 an older form of every message (a field has another name), as a process that was not upgraded yet; everyone here reads
-both. SIGUSR1 makes it tell how many metric series it has.
+both. SIGUSR1 makes it tell how many metric series it has. CHAOS_FULL=N makes a stream full at N jobs, and a worker
+say so each time it cuts one.
 
 An agent takes submitted prompts, and runs the wishes that come by its standard input, one JSON line each; what becomes
 of them goes to standard output.
@@ -45,6 +46,15 @@ async def work(url: str, name: str, switches: str) -> None:
 
     engine = EngineSpec("fake", switches, silence_seconds=2.0)
     await run(WorkerSpec(url, engine, name=name), ready=lambda *_: say_ready())
+
+
+def full_at(jobs: int) -> None:
+    """See CHAOS_FULL."""
+    from pilotfish.bench.chaos_plan import FULL_STREAM
+    from pilotfish.protocol import bounds, metrics
+
+    bounds.JOBS_MAXLEN = jobs  # type: ignore[misc]
+    metrics.TRIMMED.inc = lambda cut: print(FULL_STREAM, flush=True)  # type: ignore[method-assign, assignment, misc]
 
 
 async def draft(url: str, name: str) -> None:
@@ -130,6 +140,8 @@ def main() -> None:
     read_both()
     if os.environ.get("CHAOS_WIRE") == "0":
         write_older()
+    if full := os.environ.get("CHAOS_FULL"):
+        full_at(int(full))
     side, *arguments = sys.argv[1:]
     asyncio.run(_telling_series(work(*arguments) if side == "worker" else draft(*arguments)))
 

@@ -19,9 +19,10 @@ import redis.exceptions as rx
 from redis.asyncio import Redis
 
 from pilotfish.bench.chaos_judge import Switches
-from pilotfish.bench.chaos_plan import Fault
+from pilotfish.bench.chaos_plan import FAULTS, FULL_STREAM, Fault
 from pilotfish.bench.chaos_poison import flood, poison
 from pilotfish.bench.chaos_process import START_SECONDS, Process, Server
+from pilotfish.bench.chaos_proxy import FATES
 from pilotfish.cli.redis_server import free_port
 from pilotfish.protocol import keys
 from pilotfish.protocol.errors import EngineError
@@ -31,11 +32,19 @@ WORKERS: Final = 3
 AGENTS: Final = 2
 STEP_MS: Final = (0.0, 1.0, 5.0)  # of each worker's engine
 FLIP_RATE: Final = 0.02
+FULL_AT: Final = 200  # jobs in a stream; a flood is of 500
+SIDES: Final = ("edges", "workers")
+MEDDLED: Final = frozenset(f"{fate}_by_{side}" for fate in FATES for side in SIDES)  # by the proxies
+EVERY_FAULT: Final = MEDDLED | {*FAULTS, FULL_STREAM}
 
 
 def switches(*, flips: bool) -> list[Switches]:
     """Of every worker's engine: with `flips`, each reads one position in fifty differently from its peers."""
     return [(FLIP_RATE if flips else 0.0, number) for number in range(WORKERS)]
+
+
+class Missed(Exception):
+    """A fault found nothing to hurt."""
 
 
 class Fleet:
@@ -48,6 +57,7 @@ class Fleet:
         self._heard = heard
         self._healing: set[asyncio.Task[None]] = set()
         self._busy: set[Any] = set()  # victims that have not recovered yet
+        self._failed: list[str] = []
         self.proxies: dict[str, Process] = {}
         self.workers: list[Process] = []
         self.agents: list[Process] = []
@@ -66,16 +76,16 @@ class Fleet:
 
     async def _start(self) -> None:
         await self.server.start(free_port())
-        for number, side in enumerate(("edges", "workers")):
+        for number, side in enumerate(SIDES):
             port = free_port()
             self.urls[side] = f"redis://127.0.0.1:{port}/0"
             where = ["--to", f"127.0.0.1:{self.server.port}", "--listen", str(port), "--seed", f"{self.seed}{number}"]
-            self.proxies[side] = Process(side, ["chaos_proxy", *where])
+            self.proxies[side] = Process(side, ["chaos_proxy", *where], said=self._counting(f"_by_{side}"))
             await self.proxies[side].start()
         for number, (rate, flip_seed) in enumerate(switches(flips=self.flips)):
             told = f"step_ms={STEP_MS[number]},flip_rate={rate},flip_seed={flip_seed}"
             arguments = ["chaos_child", "worker", self.urls["workers"], f"w{number}", told]
-            self.workers.append(Process(f"w{number}", arguments, environment(number)))
+            self.workers.append(Process(f"w{number}", arguments, environment(number), self._counting("")))
         await asyncio.gather(*(worker.start() for worker in self.workers))
         for number in range(AGENTS):
             arguments = ["chaos_child", "agent", self.urls["edges"], f"a{number}"]
@@ -83,10 +93,21 @@ class Fleet:
             self.agents.append(Process(f"a{number}", arguments, environment(number + 1), told_to))
         await asyncio.gather(*(agent.start() for agent in self.agents))
 
+    def _counting(self, suffix: str) -> Callable[[str | None], None]:
+        """For processes that say what they do: a word each time."""
+
+        def count(line: str | None) -> None:
+            if line:
+                self.done[line.strip() + suffix] += 1
+
+        return count
+
     @property
     def crashes(self) -> dict[str, list[str]]:
-        """Ends that nobody asked for."""
-        return {one.name: one.crashes for one in (*self.workers, *self.agents) if one.crashes}
+        """Ends that nobody asked for, and faults that could not be done or undone."""
+        everyone = (*self.workers, *self.agents, *self.proxies.values())
+        failed = {"faults": self._failed} if self._failed else {}
+        return {one.name: one.crashes for one in everyone if one.crashes} | failed
 
     async def end(self) -> dict[str, int]:
         """Agents first. Returns exit codes that are not 0."""
@@ -114,8 +135,7 @@ class Fleet:
             act.close()
             return
         self._busy.add(victim)
-        self.done[fault.name] += 1
-        task = asyncio.create_task(self._suffer(victim, act))
+        task = asyncio.create_task(self._suffer(fault.name, victim, act))
         self._healing.add(task)
         task.add_done_callback(self._healing.discard)
 
@@ -124,14 +144,20 @@ class Fleet:
         """Who has not recovered yet."""
         return sorted(getattr(one, "name", "Redis") for one in self._busy)
 
-    async def _suffer(self, victim: Any, act: Coroutine[Any, Any, None]) -> None:
+    async def _suffer(self, name: str, victim: Any, act: Coroutine[Any, Any, None]) -> None:
+        """Counted is what was done: a fault that fails in silence is none."""
         try:
             await act
+            self.done[name] += 1
+        except Missed:
+            self.done["missed"] += 1
+        except Exception as error:
+            self._failed.append(f"{name}: {type(error).__name__}: {error}")
         finally:
             self._busy.discard(victim)
 
     async def healed(self) -> None:
-        """Until every fault is undone. Raises what undoing one raised."""
+        """Until every fault is undone."""
         while self._healing:
             await asyncio.gather(*self._healing)
 
@@ -178,9 +204,11 @@ class Fleet:
         return client
 
     async def _send(self, what: Callable[[Redis, random.Random], Coroutine[Any, Any, None]], noise: int) -> None:
-        with suppress(rx.RedisError, OSError):  # it may be away just now
+        try:
             async with self._connect() as redis:
                 await what(redis, random.Random(noise))
+        except (rx.RedisError, OSError) as error:
+            raise Missed from error  # it may be away just now
 
     # --- afterwards ------------------------------------------------------------------------------------------
 
@@ -196,8 +224,9 @@ class Fleet:
 
 
 def environment(number: int) -> dict[str, str]:
-    """Of a process: its wire version and how wrong its clock is."""
-    return {"CHAOS_WIRE": str(number % 2), "CHAOS_SKEW_SECONDS": str((0, HOUR, -HOUR)[number % 3])}
+    """Of a process: its wire version, how wrong its clock is, how many jobs fill a stream."""
+    skew = (0, HOUR, -HOUR)[number % 3]
+    return {"CHAOS_WIRE": str(number % 2), "CHAOS_SKEW_SECONDS": str(skew), "CHAOS_FULL": str(FULL_AT)}
 
 
 async def kill(victim: Process, seconds: float) -> None:
@@ -227,7 +256,8 @@ async def stop(victim: Process, seconds: float) -> None:
 
 async def hurt_engine(worker: Process, what: str, seconds: float) -> None:
     """Of a worker, the engine only: dead, or too slow."""
-    pids = worker.children()
+    if not (pids := worker.children()):
+        raise Missed  # it has died just now, and not begun anew
     _signal(pids, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
     if what == "stop":
         try:

@@ -59,10 +59,10 @@ class Load:
                 if number == agent:
                     inbox.put_nowait(None)
             return
-        with suppress(json.JSONDecodeError):  # a line that was cut by the kill
+        if line.endswith("\n"):  # else the kill has cut it
             said = json.loads(line)
-            if said.pop("number") in self._inbox:
-                self._inbox[json.loads(line)["number"]][1].put_nowait(said)
+            if (number := said.pop("number")) in self._inbox:
+                self._inbox[number][1].put_nowait(said)
 
     async def run(self) -> None:
         """Until `stop`, and then until everything begun has ended."""

@@ -40,6 +40,9 @@ FAULTS: Final[dict[str, tuple[int, float, float]]] = {
 }
 
 
+FULL_STREAM: Final = "full_stream"  # what a worker says when it cuts a stream: floods are to fill them
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that breaks. `victim` is reduced to the number of those there are; `noise` seeds what it sends."""

@@ -4,7 +4,8 @@
 
 It reads the commands that pass and meddles with two: the XADD of a job and the script that answers one. Of each, a
 `share` is lost, as large a share comes twice, and as large a share late, behind what was said after it; the sender is
-told that all is well. Everything else passes as it is. To part the two sides, stop or kill this process.
+told that all is well, and standard output which fate it was. Everything else passes as it is. To part the two sides,
+stop or kill this process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -24,6 +26,7 @@ CHUNK_BYTES: Final = 1 << 16
 LATE_SECONDS: Final = (0.01, 1.5)
 REPLIES: Final = keys.replies("", "").rstrip(":").encode()
 NOTHING: Final = b"$-1\r\n"
+FATES: Final = ("lost", "twice", "late")  # of jobs and answers
 
 
 def read_command(data: bytearray) -> tuple[list[bytes], int] | None:
@@ -56,11 +59,14 @@ def pretended_answer(words: list[bytes]) -> bytes:
 
 
 class ChaosProxy:
-    """See the module docstring. A sender of jobs and answers has one command under way (`protocol/wire.py`)."""
+    """See the module docstring. `told` hears of each command that did not pass as it was.
 
-    def __init__(self, host: str, port: int, *, seed: int, share: float) -> None:
-        self.host, self.port, self.share = host, port, share
-        self.fates = {"lost": 0, "twice": 0, "late": 0}
+    Of several jobs under way on one connection the answers may change places: an edge looks at none of them, but for
+    one that says there is no stream.
+    """
+
+    def __init__(self, host: str, port: int, *, seed: int, share: float, told: Callable[[str], None]) -> None:
+        self.host, self.port, self.share, self.told = host, port, share, told
         self._coin = random.Random(f"proxy {seed}")
         self._late: set[asyncio.Task[None]] = set()
 
@@ -102,10 +108,10 @@ class ChaosProxy:
     def _meddle(self, raw: bytes) -> bool:
         """True if the command must not pass now."""
         drawn = self._coin.random()
-        fate = next((name for at, name in enumerate(self.fates, 1) if drawn < at * self.share), "")
+        fate = next((name for at, name in enumerate(FATES, 1) if drawn < at * self.share), "")
         if not fate:
             return False
-        self.fates[fate] += 1
+        self.told(fate)
         if fate != "lost":
             task = asyncio.create_task(self._send_later(raw))
             self._late.add(task)
@@ -128,7 +134,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _serve(host: str, port: int, listen: int, seed: int, share: float) -> None:
-    proxy = ChaosProxy(host, port, seed=seed, share=share)
+    proxy = ChaosProxy(host, port, seed=seed, share=share, told=lambda fate: print(fate, flush=True))
     server = await asyncio.start_server(proxy.accept, HOST, listen)
     say_ready(server.sockets[0].getsockname()[1])
     await asyncio.Event().wait()

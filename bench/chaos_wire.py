@@ -10,10 +10,11 @@ from typing import Any
 
 import msgpack
 
-from pilotfish.protocol import answers, broker, codec, shell
+from pilotfish.protocol import answers, broker, codec, shedding, shell
 from pilotfish.protocol.messages import Message
 
 OLDER = 0
+WRITERS = (answers, broker, shedding, shell)  # modules that encode messages
 
 
 def read_both() -> None:
@@ -38,5 +39,5 @@ def downgraded(message: Message, *, padded: bool = False) -> bytes:
 
 def write_older() -> None:
     """This process writes version 0 only."""
-    for module in (answers, broker, shell):
+    for module in WRITERS:
         module.encode = downgraded  # type: ignore[attr-defined]

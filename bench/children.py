@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 from pilotfish.cli.redis_server import PrivateRedis, private_redis
 from pilotfish.protocol.errors import EngineError
 
+START_SECONDS = 300.0  # an engine loads its model
 STOP_SECONDS = 10.0
 READY = "ready"
 
@@ -48,6 +50,8 @@ def child(module: str, *arguments: str, environment: Mapping[str, str] | None = 
     )  # fmt: skip
     assert process.stdout
     try:
+        if not select.select([process.stdout], [], [], START_SECONDS)[0]:
+            raise EngineError(f"the benchmark's {module} process is not ready after {START_SECONDS:g} s")
         word, _, said = process.stdout.readline().strip().partition(" ")
         if word != READY:
             raise EngineError(f"the benchmark's {module} process ended before it was ready: its errors are above")

@@ -12,7 +12,7 @@ import json
 import secrets
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from pilotfish.bench.leaks import ownerless
 from pilotfish.bench.report import Report, Target, target
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import connect
+from pilotfish.protocol.errors import EngineError
 from pilotfish.protocol.messages import Prompt
 from pilotfish.protocol.shell import ShellBroker
 
@@ -39,6 +40,8 @@ SUBMITTED: Final = 2  # lanes of prompts that go through Redis
 PACE_SECONDS: Final = 0.05  # between two generations of a lane: steady, not as fast as it goes
 HUNG_SECONDS: Final = 180.0  # longer than any deadline
 SAMPLES: Final = 60
+TOLD_AT_LEAST: Final = 54  # a process hears two signals that come at once as one
+GOOD_ENDS: Final = frozenset({"length", "submitted, finished"})
 STEP_MS: Final = 2.0
 
 
@@ -78,11 +81,14 @@ class _Soak:
                 await self.agent.start()
                 await self._load(server.url, server.pid)
                 left = await asyncio.to_thread(_ownerless, server.url)
-                codes = [await self.agent.end(), await self.worker.end()]
+                codes = {one.name: await one.end() for one in (self.agent, self.worker)}
             finally:
                 await self.agent.kill()
                 await self.worker.kill()
-        return self._report(stated | {"load_average_after": load_average()}, left, codes)
+        crashes = {one.name: one.crashes for one in (self.agent, self.worker)}
+        broken = [*ends(self.done), *gaps(self.series), *(f"{name} {why}" for name in crashes for why in crashes[name])]
+        broken += [f"{name} ended with {code} at SIGTERM" for name, code in codes.items() if code]
+        return self._report(stated | {"load_average_after": load_average()}, left, broken)
 
     # --- load ------------------------------------------------------------------------------------------------
 
@@ -129,12 +135,16 @@ class _Soak:
 
     def _heard(self, name: str, line: str | None) -> None:
         if line is None:
+            why = f"the soak's {name} ended by itself: CHAOS_LOG=1 shows what it says"
+            for ended in self.waiting.values():
+                if not ended.done():
+                    ended.set_exception(EngineError(why))
             return
         said: dict[str, Any] = json.loads(line)
         if "series" in said:
             self.series[name].metrics.append(said["series"])
-        elif "end" in said:
-            self.waiting.pop(said["number"]).set_result(said["end"])
+        elif "end" in said and not (ended := self.waiting.pop(said["number"])).done():
+            ended.set_result(said["end"])
 
     # --- samples ---------------------------------------------------------------------------------------------
 
@@ -147,7 +157,7 @@ class _Soak:
         for process in (self.worker, self.agent):
             process.send(signal.SIGUSR1)  # tells how many metric series it has
 
-    def _report(self, stated: dict[str, Any], left: list[str], codes: list[int]) -> Report:
+    def _report(self, stated: dict[str, Any], left: list[str], broken: list[str]) -> Report:
         enough = self.seconds >= MINUTES * 60
         growth = {name: grown(series.rss_kb) for name, series in self.series.items()}
         figures = {
@@ -157,17 +167,32 @@ class _Soak:
             "descriptors": {name: late(series.descriptors) for name, series in self.series.items()},
             "metric_series": {name: late(series.metrics) for name, series in self.series.items() if series.metrics},
             "keys_without_owner": left,
-            "exit_codes": codes,
+            "broken": broken,
         }
-        return Report("soak", stated, figures, targets(self.series, growth, left, enough=enough))
+        return Report("soak", stated, figures, targets(self.series, growth, left, broken, enough=enough))
 
 
-def targets(series: dict[str, Series], growth: dict[str, float], left: Sequence[str], *, enough: bool) -> list[Target]:
-    """What must not grow."""
+def ends(done: Mapping[str, int]) -> list[str]:
+    """Generations that came to another end than a calm day's."""
+    return [f"{count} generations ended with {end}" for end, count in done.items() if end not in GOOD_ENDS]
+
+
+def gaps(series: Mapping[str, Series]) -> list[str]:
+    """Who was not sampled to the end: a process that is gone, or deaf, does not grow."""
+    found = [f"{name}: {len(one.rss_kb)} samples" for name, one in series.items() if len(one.rss_kb) < SAMPLES]
+    told = {name: len(series[name].metrics) if name in series else 0 for name in ("worker", "agent")}
+    return found + [f"{name} told its series {count} times" for name, count in told.items() if count < TOLD_AT_LEAST]
+
+
+def targets(
+    series: dict[str, Series], growth: dict[str, float], left: Sequence[str], broken: Sequence[str], *, enough: bool
+) -> list[Target]:
+    """What must not grow, nor break."""
     descriptors = max(abs(risen(one.descriptors)) for one in series.values())
-    metrics = max(risen(one.metrics) for one in series.values() if one.metrics)
+    metrics = max((risen(one.metrics) for one in series.values() if one.metrics), default=0)
     return [
         target("rss_growth", max(growth.values()), "of itself", "<= 0.05", enough=enough),
+        target("broken", len(broken), "", "== 0"),
         target("keys_without_owner", len(left), "keys", "== 0"),
         target("descriptors_growth", descriptors, "descriptors", "<= 1", enough=enough),
         target("metric_series_growth", metrics, "series", "<= 0", enough=enough),

@@ -11,7 +11,7 @@ from typing import Any
 from arq.worker import func
 
 from pilotfish.cloud_worker.routing import PassedOn
-from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket
+from pilotfish.cloud_worker.verify import Ticket
 from pilotfish.protocol import tracing
 from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.ingress import Ingress
@@ -24,12 +24,13 @@ async def verify(ctx: dict[str, Any], job: VerifyJob | ScoreJob) -> None:
     ingress: Ingress = ctx["worker"].ingress
     # an entry's id is unique within its stream only, and the engine knows requests of every stream
     request_id = f"{delivery.stream} {delivery.entry_id}/{delivery.deliveries}"
-    age_ms, router = ingress.age_ms(delivery), ctx["worker"].router
-    try:
-        start = await router.place(delivery, job) if router and age_ms >= -AHEAD_MS else None
-    except PassedOn:
-        return
-    ticket = Ticket(delivery.tenant, job, age_ms, request_id, start)
+    verification, router = ctx["verification"], ctx["worker"].router
+    ticket, start = Ticket(delivery.tenant, job, ingress.age_ms(delivery), request_id), None
+    if router and (delivery.hops or verification.admits(ticket)):  # what is refused reserves no place at a peer
+        try:
+            start = await router.place(delivery, job)
+        except PassedOn:
+            return
 
     outcome = "none"
 
@@ -43,7 +44,7 @@ async def verify(ctx: dict[str, Any], job: VerifyJob | ScoreJob) -> None:
     span = tracing.Span("verify", trace, worker=ingress.worker, draft=len(job.draft))
     try:
         with ingress.under_way(delivery.tenant, job):
-            await ctx["verification"].handle(replace(ticket, trace=span.context), answer)
+            await verification.handle(replace(ticket, start=start, trace=span.context), answer)
     finally:
         span.end(outcome=outcome)
         if start:

@@ -24,6 +24,8 @@ from pilotfish.protocol.messages import Message, Refusal, RefusalCode, ScoreJob,
 
 COALESCE_SECONDS = 0.025
 MAX_SESSIONS = 4096
+KNOWN_IDS_MAX = 1 << 26  # of all sessions together: 256 MiB
+WEIGHED_EVERY = 64  # jobs between two looks at that
 CANCELLED = "the session was cancelled"
 SUPERSEDED = "a job of a later epoch has come"
 AHEAD_MS = 2_000  # how far ahead of Redis' clock an entry id may lie before it is called invented
@@ -99,6 +101,7 @@ class Verification:
     ) -> None:
         self.engine, self.worker, self.credit, self.salt = engine, worker, credit, salt
         self.known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
+        self._jobs = 0
         self.price = RowPrice()
         self.counts = dict.fromkeys(("verified", "scored", "refused", "tokens", "rows", "steps", "prefix", "cached"), 0)
 
@@ -118,6 +121,14 @@ class Verification:
             await answer(self._refusal(ticket, "bad_request", str(error)), True)
         except (EngineError, ModelError) as error:  # the latter from a restart that found the model gone
             await answer(self._refusal(ticket, "engine_failed", str(error)), True)
+
+    def admits(self, ticket: Ticket) -> bool:
+        """Whether the job is within the limits that need no look at its session."""
+        try:
+            self._check(ticket)
+        except Refused:
+            return False
+        return True
 
     async def cancel(self, tenant: str, agent: str, session: str, *, close: bool) -> None:
         """Stop what runs or waits for a session; with `close`, forget it too."""
@@ -164,17 +175,27 @@ class Verification:
         known = self.known.setdefault(key, Known())
         known.newest_epoch = max(known.newest_epoch, ticket.job.epoch)
         self.known.move_to_end(key)
+        self._jobs += 1
         if len(self.known) > MAX_SESSIONS:
-            self._forget_some()
+            self._forget_some(lambda known: 1, MAX_SESSIONS)
+        elif self._jobs % WEIGHED_EVERY == 0:
+            self._forget_some(lambda known: len(known.ids), KNOWN_IDS_MAX)
         return known
 
-    def _forget_some(self) -> None:
-        """The oldest sessions of the tenant that has most: a flood of one tenant's drowns none of another's."""
-        counted = Counter(tenant for tenant, _, _ in self.known)
-        ((largest, count),) = counted.most_common(1)
-        old = [key for key in self.known if key[0] == largest]
-        for key in old[: max(1, count // 16)]:  # a share at a time, counting costs more than forgetting
-            del self.known[key]
+    def _forget_some(self, size: Callable[[Known], int], most: int) -> None:
+        """Above `most`: the oldest sessions of the tenant that has most; its flood drowns none of another's."""
+        sizes: Counter[str] = Counter()
+        for (tenant, _, _), known in self.known.items():
+            sizes[tenant] += size(known)
+        too_much = sizes.total() - most
+        if too_much <= 0:
+            return
+        ((largest, held),) = sizes.most_common(1)
+        left = max(too_much, held // 16)  # a share at a time, counting costs more than forgetting
+        for key in [key for key in self.known if key[0] == largest]:
+            if left <= 0:
+                return
+            left -= size(self.known.pop(key))
 
     async def _in_turn(self, ticket: Ticket, known: Known, answer: Answer) -> None:
         job = ticket.job

@@ -20,7 +20,7 @@ import stamina
 from pilotfish.cloud_worker.job_tasks import JobTasks
 from pilotfish.cloud_worker.routing import Router
 from pilotfish.protocol import keys
-from pilotfish.protocol.bounds import Bounds
+from pilotfish.protocol.bounds import CENSUS_SECONDS, Bounds
 from pilotfish.protocol.broker import PAUSE_MAX_SECONDS, PAUSE_SECONDS, end_tasks
 from pilotfish.protocol.errors import BrokerError
 from pilotfish.protocol.ingress import Ingress
@@ -53,6 +53,7 @@ class StreamWorker(JobTasks):
         self.shedding = Shedding(ingress)
         self._sweeper: asyncio.Task[None] | None = None
         self._shedder: asyncio.Task[None] | None = None
+        self._counter: asyncio.Task[None] | None = None
         self._picking: asyncio.Task[None] | None = None
 
     # --- arq's loop calls this over and over -----------------------------------------------------------------
@@ -62,7 +63,8 @@ class StreamWorker(JobTasks):
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep_for_ever())
             self._shedder = asyncio.create_task(self._shed_for_ever())
-        for task in (self._sweeper, self._shedder):
+            self._counter = asyncio.create_task(self._count_for_ever())
+        for task in (self._sweeper, self._shedder, self._counter):
             if task and task.done():
                 task.result()  # without a sweep every lease would run out in silence
         if self.credit:
@@ -124,6 +126,12 @@ class StreamWorker(JobTasks):
                 await self._through(self._shed)
             await asyncio.sleep(keys.SWEEP_MS / 1000)
 
+    async def _count_for_ever(self) -> None:
+        """Beside the sweep too: who adds many keys must not keep us from renewing leases."""
+        while True:
+            await self._through(self.bounds.census_if_first)
+            await asyncio.sleep(CENSUS_SECONDS)
+
     async def _shed(self) -> None:
         await self.shedding.shed(full=not self.credit)
 
@@ -177,8 +185,8 @@ class StreamWorker(JobTasks):
         Replaces arq's, which would not survive a Redis that is away.
         """
         self.allow_pick_jobs = False
-        ending = (self._sweeper, self._shedder, self._picking, *self.ingress.hang_up(), *self.tasks.values())
-        await end_tasks(task for task in ending if task)
+        loops = (self._sweeper, self._shedder, self._counter, self._picking)
+        await end_tasks([*filter(None, loops), *self.ingress.hang_up(), *self.tasks.values()])
         if self.router:
             await self.router.feed.stop()
         try:

@@ -49,17 +49,18 @@ end
 """
 
 #: pass_on(KEYS: job stream, peer's stream; ARGV: group, consumer, entry id, then fields and values to add...)
-#: -> 1, or 0 when the job is no longer ours or the peer has no stream. One step: nobody sees it twice, or never.
+#: -> 1, or 0 when the job is no longer ours or the peer has no stream. One step: nobody sees it twice, or never. Of
+#: several messages in one entry the last counts, as for who reads it here: an edge must not make many jobs of one.
 PASS_ON: Final = f"""
 if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
 local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
 if not entry then return 0 end
+local message = ''
 for i = 1, #entry[2], 2 do
-  if entry[2][i] == '{keys.FIELD_MESSAGE}' then
-    redis.call('XADD', KEYS[2], '*', '{keys.FIELD_MESSAGE}', entry[2][i + 1], unpack(ARGV, 4))
-  end
+  if entry[2][i] == '{keys.FIELD_MESSAGE}' then message = entry[2][i + 1] end
 end
+redis.call('XADD', KEYS[2], '*', '{keys.FIELD_MESSAGE}', message, unpack(ARGV, 4))
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 return 1

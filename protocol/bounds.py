@@ -1,15 +1,15 @@
 """What one tenant may fill of a shared Redis, held by the workers: an ACL says which keys, and never how much.
 
 Two looks. With each beat a worker cuts the streams it reads (`hold`). Every CENSUS_SECONDS one worker of a target
-walks the keyspace (`census`): a tenant's key without an end gets one, a key in a tenant's reach that `keys.py` does not
-spell is removed, and of a tenant above its bound the largest keys go first. Knows keys and sizes, not what they hold.
+walks the keyspace (`census`), page by page: a tenant's key without an end gets one, a key in a tenant's reach that
+`keys.py` does not spell is removed, and of a tenant above its bound the largest keys go first. How long that takes is
+up to who adds keys, so it is never on the way of a beat or a lease. Knows keys and sizes, not what they hold.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import time
 from collections import defaultdict
 from typing import Final
 
@@ -21,7 +21,7 @@ log = logging.getLogger("pilotfish.bounds")
 JOBS_MAXLEN: Final = 4_096  # jobs that wait in one stream
 JOBS_MAX_BYTES: Final = 64 << 20  # of one stream, everything counted
 CENSUS_SECONDS: Final = 5.0
-SCAN_COUNT: Final = 1_000
+PAGE: Final = 500  # keys looked at, or removed, by one command
 
 #: trim(KEYS: streams; ARGV: longest, most bytes) -> entries removed. The oldest go: theirs are the stale jobs.
 TRIM: Final = """
@@ -40,6 +40,16 @@ end
 return cut
 """
 
+#: measure(KEYS: any; ARGV: longest life in ms) -> bytes of each; one without an end gets the longest there is
+MEASURE: Final = """
+local told = {}
+for i, key in ipairs(KEYS) do
+  told[i] = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) or 0
+  if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, ARGV[1]) end
+end
+return told
+"""
+
 _NAME = r"([A-Za-z0-9_.-]{1,64})"
 #: every key of a tenant as `keys.py` spells it; one group is the tenant
 _OWNED = re.compile(
@@ -54,8 +64,7 @@ class Bounds:
 
     def __init__(self, redis: RedisBytes, target: str, worker: str, tenant_bytes: int) -> None:
         self.redis, self.target, self.worker, self.tenant_bytes = redis, target, worker, tenant_bytes
-        self._trim = redis.register_script(TRIM)
-        self._next_census = 0.0
+        self._trim, self._measure = redis.register_script(TRIM), redis.register_script(MEASURE)
 
     async def hold(self, streams: list[str]) -> None:
         """Once a beat, over those of the streams this worker reads that tenants write."""
@@ -63,44 +72,32 @@ class Bounds:
         if streams and (cut := int(await self._trim(keys=streams, args=[JOBS_MAXLEN, JOBS_MAX_BYTES]))):
             metrics.TRIMMED.inc(cut)
             log.warning("%d jobs were dropped unread: their tenant's stream was over its bound", cut)
-        if time.monotonic() >= self._next_census:
-            self._next_census = time.monotonic() + CENSUS_SECONDS
-            if self.worker == min(await live(self.redis, keys.workers(self.target)), default=self.worker):
-                await self.census()
+
+    async def census_if_first(self) -> None:
+        """Every CENSUS_SECONDS; one worker of the target is enough."""
+        if self.worker == min(await live(self.redis, keys.workers(self.target)), default=self.worker):
+            await self.census()
 
     async def census(self) -> None:
         """Walk the keyspace once."""
-        found = [key async for key in self.redis.scan_iter(match=f"{keys.PREFIX}:*", count=SCAN_COUNT)]
-        tenants = {key: tenant_of(key) for key in found}
-        sizes = await self._sizes([key for key, tenant in tenants.items() if tenant])
-        doomed = [key for key, tenant in tenants.items() if tenant is None]
-        by_tenant: dict[str, list[tuple[int, bytes]]] = defaultdict(list)
-        for key, size in sizes.items():
-            by_tenant[str(tenants[key])].append((size, key))
-        for tenant, entries in by_tenant.items():
-            doomed += self._too_much(tenant, entries)
-        if doomed:
-            metrics.EVICTED.inc(await self.redis.unlink(*doomed))
+        sizes, doomed, cursor = defaultdict[str, dict[bytes, int]](dict), list[bytes](), None
+        while cursor != 0:
+            cursor, found = await self.redis.scan(cursor or 0, match=f"{keys.PREFIX}:*", count=PAGE)
+            tenants = {key: tenant_of(key) for key in found}
+            doomed += [key for key, tenant in tenants.items() if tenant is None]
+            owned = [(key, tenant) for key, tenant in tenants.items() if tenant]
+            told = await self._measure(keys=[key for key, _ in owned], args=[keys.JOBS_TTL_MS]) if owned else []
+            for (key, tenant), size in zip(owned, told, strict=True):
+                sizes[tenant][key] = size
+        for tenant, of_tenant in sizes.items():
+            doomed += self._too_much(tenant, of_tenant)
+        for first in range(0, len(doomed), PAGE):
+            metrics.EVICTED.inc(await self.redis.unlink(*doomed[first : first + PAGE]))
 
-    async def _sizes(self, found: list[bytes]) -> dict[bytes, int]:
-        """Bytes of each key; one without an end gets the longest there is."""
-        pipe = self.redis.pipeline(transaction=False)
-        for key in found:
-            pipe.memory_usage(key, samples=0)
-            pipe.ttl(key)
-        answers = await pipe.execute() if found else []
-        sizes = {key: size or 0 for key, size in zip(found, answers[::2], strict=True)}
-        endless = [key for key, ttl in zip(found, answers[1::2], strict=True) if ttl == -1]
-        for key in endless:
-            pipe.pexpire(key, keys.JOBS_TTL_MS)
-        if endless:
-            await pipe.execute()
-        return sizes
-
-    def _too_much(self, tenant: str, entries: list[tuple[int, bytes]]) -> list[bytes]:
+    def _too_much(self, tenant: str, sizes: dict[bytes, int]) -> list[bytes]:
         """Keys to remove, the largest first, until the tenant is within its bound."""
-        total, doomed = sum(size for size, _ in entries), list[bytes]()
-        for size, key in sorted(entries, reverse=True):
+        total, doomed = sum(sizes.values()), list[bytes]()
+        for key, size in sorted(sizes.items(), key=lambda entry: entry[1], reverse=True):
             if total <= self.tenant_bytes:
                 break
             doomed.append(key)

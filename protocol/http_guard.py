@@ -92,7 +92,7 @@ class Guard:
         if not self._ours(_name(host)):
             fix = "name it in --allowed-hosts if it is this server's"
             return 403, "forbidden_host", f"this server does not answer to the name {host[:80]!r}: {fix}"
-        if (origin := headers.get("origin")) is not None and urlsplit(origin).netloc != host:
+        if (origin := headers.get("origin")) is not None and _netloc(origin) != host:
             return 403, "forbidden_origin", f"pages of {origin[:80]!r} may not use this server"
         wanted = self.access.wanted(scope["path"])
         if wanted is not None and not self._lets_in(scope, wanted, _keys(headers)):
@@ -121,6 +121,14 @@ def _name(host: str) -> str:
     """A Host header without its port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    """An Origin header's host and port."""
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
 

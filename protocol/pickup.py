@@ -145,8 +145,8 @@ class PickUp(Answers):
         return [tenant for tenant in tenants if tenant not in holding], count
 
     def _group_of(self, tenant: str) -> int:
-        """Tenants of one group are read together."""
-        return self.places[tenant] // TENANTS_MAX
+        """Tenants of one group are read together; one that was revoked while we asked is in the first."""
+        return self.places.get(tenant, 0) // TENANTS_MAX
 
     # --- little room: exactly so many, in fair turns -----------------------------------------------------------
 

@@ -102,7 +102,7 @@ class Usage:
     async def _settle_some(self, tenants: list[str], oldest_beat_ms: int) -> None:
         took, args = {tenant: self._took.pop(tenant, 0) for tenant in tenants}, []
         for tenant in tenants:
-            quota = self.quotas[tenant]
+            quota = self.quota(tenant)  # one that was revoked while the first of many were settled has none
             args += [took[tenant], self.in_flight[tenant], quota.rows_per_second, quota.burst_rows]
         names = [keys.workers(self.target), *(keys.use(self.target, tenant) for tenant in tenants)]
         try:

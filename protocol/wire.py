@@ -163,7 +163,10 @@ class Lane:
             try:
                 await self._line.send(*command)
             except BaseException:
-                self._fail(rx.ConnectionError("the connection was closed"))
+                self._fail(rx.ConnectionError(CLOSED))
+                if self._reading:  # on a connection that is gone: its last word must not meet the calls of the next
+                    self._reading.cancel()
+                    self._reading = None
                 raise
             self._due.append(answer)
             if self._reading is None or self._reading.done():

@@ -23,7 +23,7 @@ def played(*, suite: int, nightly: int, steps: int = 40) -> settings:
 def control() -> settings:
     """Settings of a negative control: enough games to notice, and no time spent on making the failure small."""
     return settings(
-        played(suite=300, nightly=300),
+        played(suite=400, nightly=400),
         phases=[Phase.generate],
         database=None,
         print_blob=False,

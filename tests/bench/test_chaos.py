@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,21 +15,24 @@ import pytest
 from redis.asyncio import Redis
 from rigs import TARGET, job, worker
 
+import pilotfish
 from helpers import wait_until
 from pilotfish.bench.chaos import over
-from pilotfish.bench.chaos_fleet import Fleet
+from pilotfish.bench.chaos_fleet import Fleet, Missed, hurt_engine
 from pilotfish.bench.chaos_judge import HONEST, Fate, complaint
 from pilotfish.bench.chaos_load import Load
-from pilotfish.bench.chaos_plan import FAULTS, faults, wish
+from pilotfish.bench.chaos_plan import FAULTS, Fault, faults, wish
+from pilotfish.bench.chaos_process import Process
 from pilotfish.bench.chaos_proxy import HOST, ChaosProxy, pretended_answer, read_command
-from pilotfish.bench.chaos_wire import downgraded, upgrade
-from pilotfish.bench.soak import grown, late, risen
+from pilotfish.bench.chaos_wire import WRITERS, downgraded, upgrade
+from pilotfish.bench.soak import Series, ends, gaps, grown, late, risen
 from pilotfish.cloud_worker.engines.fake import VOCAB, fake_target
 from pilotfish.protocol import codec, keys
 from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group
 from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import InvalidMessage
-from pilotfish.protocol.messages import ToWorker
+from pilotfish.protocol.ingress import Ingress
+from pilotfish.protocol.messages import Refusal, ToWorker
 
 WISH = replace(wish(1, 1), on_cloud_loss="local", max_tokens=12)
 
@@ -117,20 +122,59 @@ def test_jobs_and_answers_are_meddled_with_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("share", "arrived"), [(0.0, 40), (1.0, 0)])
-async def test_a_share_of_the_jobs_is_lost(redis: Redis, redis_url: str, share: float, arrived: int) -> None:
+async def test_a_share_of_the_jobs_and_answers_is_lost(
+    redis: Redis, redis_url: str, share: float, arrived: int
+) -> None:
     stream = keys.jobs(TARGET, keys.DEFAULT_TENANT)
     await ensure_group(redis, stream, keys.GROUP_WORKERS)
+    fates: Counter[str] = Counter()
     connection = redis.connection_pool.connection_kwargs
-    proxy = ChaosProxy(HOST, connection["port"], seed=1, share=share)
+    proxy = ChaosProxy(HOST, connection["port"], seed=1, share=share, told=lambda fate: fates.update([fate]))
     server = await asyncio.start_server(proxy.accept, HOST, 0)
     url = redis_url.replace(f":{connection['port']}", f":{server.sockets[0].getsockname()[1]}")
     async with connect(url) as through:
         edge = EdgeBroker(through, keys.DEFAULT_TENANT, "edge1", "boot1")
         for number in range(40):
             assert await edge.publish(TARGET, "", job(round=number))
+        assert await redis.xlen(stream) == arrived
+        await EdgeBroker(redis, keys.DEFAULT_TENANT, "edge1", "boot1").publish(TARGET, "", job())
+        ingress = Ingress(through, TARGET, "w1")
+        await ingress.open()
+        answered = await ingress.pick_up(200, 100)
+        for delivery in answered:
+            await ingress.reply(delivery, Refusal(code="stale", worker="w1"))
     server.close()
-    assert await redis.xlen(stream) == arrived
-    assert proxy.fates["lost"] == (40 if share else 0)
+    assert len(answered) == arrived + 1
+    assert await redis.xlen(keys.replies(keys.DEFAULT_TENANT, "edge1")) == (arrived + 1 if not share else 0)
+    assert fates == ({"lost": 40 + 1} if share else {})
+
+
+# --- a fault that nobody sees is none ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raised", "done", "told"),
+    [(None, {"stop_worker": 1}, {}), (Missed(), {"missed": 1}, {}),
+     (ZeroDivisionError("by zero"), {}, {"faults": ["stop_worker: ZeroDivisionError: by zero"]})],
+)  # fmt: skip
+async def test_a_fault_counts_once_it_is_done_and_one_that_fails_is_told(
+    raised: Exception | None, done: dict[str, int], told: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act() -> None:
+        if raised:
+            raise raised
+
+    fleet = Fleet(1, lambda *_: None, flips=False)
+    monkeypatch.setattr(fleet, "_chosen", lambda fault: ("w0", act()))
+    fleet.strike(Fault("stop_worker", 0, 1.0, 0))
+    await wait_until(lambda: not fleet.victims, "the fault to be over")
+    assert (fleet.done, fleet.crashes) == (done, told)
+    fleet.server._folder.cleanup()
+
+
+async def test_an_engine_that_is_not_there_is_not_hurt() -> None:
+    with pytest.raises(Missed):
+        await hurt_engine(cast(Process, SimpleNamespace(children=list)), "kill", 0)
 
 
 # --- nothing is waited for without end ----------------------------------------------------------------------
@@ -168,6 +212,13 @@ def test_an_older_form_is_refused_by_who_does_not_know_it_and_read_by_who_does(m
     assert decode(older, ToWorker) == job()
 
 
+def test_whoever_writes_messages_writes_the_older_form_too() -> None:
+    root = Path(pilotfish.__file__).parent
+    sources = [path for room in ("protocol", "edge_agent", "cloud_worker") for path in (root / room).rglob("*.py")]
+    writers = {path.stem for path in sources if re.search(r"codec import .*\bencode\b", path.read_text())}
+    assert writers == {module.__name__.rpartition(".")[2] for module in WRITERS}
+
+
 async def test_a_newer_job_gets_a_refusal_that_says_what_to_upgrade(redis: Redis, redis_url: str) -> None:
     newer = encode(job()).replace(b"\xa1v\x01", b"\xa1v\x02")
     async with worker(redis_url):
@@ -182,6 +233,14 @@ async def test_a_newer_job_gets_a_refusal_that_says_what_to_upgrade(redis: Redis
 
 
 # --- the soak ------------------------------------------------------------------------------------------------
+
+
+def test_who_is_not_sampled_to_the_end_has_not_stayed_the_same() -> None:
+    whole = Series([1] * 60, [1] * 60, [1] * 60)
+    assert gaps({"worker": whole, "agent": whole, "redis": whole}) == []
+    gone = gaps({"worker": Series([1] * 30, [1] * 30, [1] * 60), "agent": Series([1] * 60, [1] * 60)})
+    assert gone == ["worker: 30 samples", "agent told its series 0 times"]
+    assert ends({"length": 5, "submitted, failed": 1}) == ["1 generations ended with submitted, failed"]
 
 
 def test_growth_is_the_last_quarter_against_the_second() -> None:

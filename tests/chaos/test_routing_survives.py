@@ -98,6 +98,7 @@ async def test_a_job_passed_on_to_a_worker_that_is_killed_is_answered_by_a_peer(
         await send(redis, "w1", 1)
         await wait_until(lambda: _any_warm(index, blocks), "w1 to be warm")
         async with worker(redis_url, "w2", CACHING):
+            os.kill(first.pid, signal.SIGSTOP)  # or it might answer before anyone has looked
             await send(redis, "w2", 2)  # goes to w1, which is warm
             await wait_until(lambda: redis.xlen(keys.forwarded(TARGET, "w1")), "the job to be passed on")
             os.kill(first.pid, signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from rigs import PROMPT, TARGET, draws, job
 
 from helpers import wait_until
+from pilotfish.cloud_worker import functions
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
 from pilotfish.cloud_worker.engines.fake import FakeVerifier
 from pilotfish.cloud_worker.verify import AHEAD_MS, Ticket, Verification, coalesced
+from pilotfish.protocol.delivery import Delivery
 from pilotfish.protocol.errors import EngineError, RequestRefused
 from pilotfish.protocol.history import History
 from pilotfish.protocol.messages import Message, Refusal, Sampling, ScoreJob, Scores, Verdict, VerifyJob
@@ -168,6 +171,38 @@ async def test_limits_come_before_the_engine(desk: Desk, changes: dict[str, Any]
     assert re.search(sentence, refusal.sentence)
     assert (refusal.session, refusal.boot, refusal.epoch, refusal.round) == ("0" * 32, "boot1", 0, 0)
     assert desk.engine.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "age_ms", "hops", "placed"),
+    [({}, 1, 0, 1), ({"continue_tokens": 4090}, 1, 0, 0), ({"deadline_ms": 100}, 101, 0, 0), ({}, -60_000, 0, 0),
+     ({"deadline_ms": 100}, 101, 1, 1)],
+)  # fmt: skip
+async def test_limits_come_before_a_place_is_looked_for(
+    desk: Desk, changes: dict[str, Any], age_ms: int, hops: int, placed: int
+) -> None:
+    """One that was passed on has its place already, and gives it back when it is refused."""
+    asked: list[Delivery] = []
+
+    class Front:
+        router, ingress, worker = property(lambda self: self), property(lambda self: self), "w1"
+
+        async def place(self, delivery: Delivery, job: VerifyJob) -> None:
+            asked.append(delivery)
+
+        def age_ms(self, delivery: Delivery) -> int:
+            return age_ms
+
+        def under_way(self, tenant: str, job: VerifyJob) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        async def reply(self, delivery: Delivery, message: Message, *, last: bool) -> None:
+            """Heard by nobody."""
+
+    delivery = Delivery("pf:x:jobs:default:any", "5-0", "default", "edge1", b"", 1, hops=hops)
+    context = {"worker": Front(), "delivery": delivery, "verification": desk.verification}
+    await functions.verify(context, job(**changes))
+    assert len(asked) == placed
 
 
 async def test_ages_are_redis_own(desk: Desk) -> None:

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from rigs import TARGET, agent, draws, text_of, worker
 
 from helpers import wait_until
-from pilotfish.edge_agent.agent import Agent
+from pilotfish.edge_agent.agent import INBOX_MAX, Agent
 from pilotfish.edge_agent.drafters.base import Draft
 from pilotfish.edge_agent.drafters.fake import FakeDrafter
 from pilotfish.edge_agent.session import Committed
@@ -25,7 +25,7 @@ from pilotfish.edge_agent.tokenizer import ByteTokenizer
 from pilotfish.protocol import keys
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import EmptyPrompt, NoAgent, PilotfishError, PromptTooLong
-from pilotfish.protocol.messages import Accepted, CancelRequest, Failed, Finished, Prompt, Summary, Text
+from pilotfish.protocol.messages import Accepted, CancelRequest, Failed, Finished, Prompt, Refusal, Summary, Text
 from pilotfish.protocol.shell import ShellBroker
 
 TENANT = keys.DEFAULT_TENANT
@@ -315,3 +315,23 @@ async def test_a_long_prompt_is_read_in_turns_with_the_drafts_of_others() -> Non
     assert len(reading) == 11
     assert len(between) >= 7, "nobody waits for a whole prompt"
     assert {length for what, length in calls if what == "prefill"} == {3000}, "it is read once"
+
+
+async def test_a_worker_gone_wild_fills_no_agents_memory(redis: Redis, redis_url: str) -> None:
+    async with worker(redis_url), agent(redis_url) as running:
+        generation = running.open(Task((1, 2, 3)))
+        broker = running.broker
+        assert broker
+        about = {"boot": broker.boot, "session": generation.session.id, "worker": "w"}
+        flood = encode(Refusal(code="overloaded", **about))
+        last = encode(CancelRequest(request=REQUEST))
+        heard: list[str] = []
+        assert running._submissions
+        running._submissions.cancel = heard.append  # type: ignore[method-assign, assignment]
+        pipe = redis.pipeline(transaction=False)
+        for message in [flood] * (4 * INBOX_MAX) + [last]:
+            pipe.xadd(keys.replies(TENANT, broker.agent), {"m": message})
+        await pipe.execute()
+        await wait_until(lambda: heard, "the last of them to be heard")
+        assert generation.inbox.qsize() == INBOX_MAX
+        running.close(generation)

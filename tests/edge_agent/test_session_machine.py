@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import pytest
 from contracts.session_machine import SessionMachine
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import invariant, run_state_machine_as_test
 
+from nightly import NIGHTLY, STEPS_AT_LEAST, control, played
 from pilotfish.edge_agent.session import Committed, Session
 from pilotfish.protocol.messages import Verdict
 
 pytestmark = pytest.mark.slow
 
-THOROUGH = settings(
-    max_examples=250,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-SessionMachine.TestCase.settings = THOROUGH
-TestSessionMachine = SessionMachine.TestCase
+
+class CountedMachine(SessionMachine):
+    """The game, with the number of steps played."""
+
+    steps = 0
+
+    @invariant()
+    def a_step_was_played(self) -> None:
+        type(self).steps += 1
+
+
+def test_the_session_survives_whatever_a_network_and_two_workers_do() -> None:
+    run_state_machine_as_test(CountedMachine, settings=played(suite=250, nightly=600))
+    assert CountedMachine.steps >= (STEPS_AT_LEAST if NIGHTLY else 1_000)
 
 
 # --- negative control: a machine that cannot fail proves nothing ---------------------------------------------------
@@ -83,6 +89,5 @@ BROKEN = [IgnoresDigest, IgnoresEpoch, TrustsTheOverlap, KeepsItsEpoch, KeepsIts
 @pytest.mark.parametrize("broken", BROKEN)
 def test_the_machine_notices_a_broken_session(broken: type[Session]) -> None:
     machine = type(broken.__name__, (SessionMachine,), {"session_class": broken})
-    quick = settings(THOROUGH, max_examples=400, phases=[Phase.generate], database=None, print_blob=False)
     with pytest.raises((AssertionError, ValueError, IndexError)):  # an invariant's, or what it stumbles over itself
-        run_state_machine_as_test(machine, settings=quick)
+        run_state_machine_as_test(machine, settings=control())

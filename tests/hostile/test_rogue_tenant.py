@@ -200,6 +200,51 @@ async def test_keys_nobody_asked_for_are_counted_ended_and_removed(redis: Redis,
     assert await redis.xlen(HONEST) == 1, "one tenant pays for what another wrote"
 
 
+async def test_however_many_keys_there_are_one_command_names_a_page_of_them(
+    redis: Redis, rogue: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "PAGE", 5)
+    held = Bounds(redis, TARGET, "w1", 20_000)
+    for number in range(40):
+        await rogue.xadd(keys.jobs(TARGET, "rogue", f"nobody{number}"), {"m": b"small"})
+        await rogue.xadd(f"{keys.jobs(TARGET, 'rogue', 'w')}:{number}", {"m": b"no key of ours"})
+    longest = 0
+
+    async def unlink(*names: bytes) -> int:
+        nonlocal longest
+        longest = max(longest, len(names))
+        return int(await redis.delete(*names))
+
+    monkeypatch.setattr(redis, "unlink", unlink)
+    await held.census()
+    left = [key async for key in redis.scan_iter(match="pf:*rogue*")]
+    assert 1 <= len(left) < 40
+    assert not [key for key in left if tenant_of(key) is None]
+    assert 1 <= longest <= 5
+
+
+async def test_a_census_that_does_not_end_holds_up_neither_beats_nor_leases(
+    redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who adds keys fast enough makes it last as long as he likes."""
+    counting = asyncio.Event()
+
+    async def census(self: Bounds) -> None:
+        counting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Bounds, "census", census)
+    async with worker(redis_url):
+        await asyncio.wait_for(counting.wait(), 10)
+        then = await redis.zscore(keys.workers(TARGET), "w1")
+        await wait_until(lambda: _beaten(redis, then), "two more beats")
+        assert await honest_is_served(redis_url) < 10
+
+
+async def _beaten(redis: Redis, then: float) -> bool:
+    return float(await redis.zscore(keys.workers(TARGET), "w1")) > then + keys.BEAT_EVERY_MS
+
+
 def test_a_key_is_counted_for_the_one_who_may_write_it() -> None:
     for key in (HONEST, keys.replies("default", "e"), keys.output("default", "a" * 32), keys.agent_beat("default", "e"),
                 keys.prompts("default"), keys.agents("default")):  # fmt: skip
@@ -225,6 +270,25 @@ async def test_a_flood_of_sessions_of_one_tenant_drowns_none_of_anothers(monkeyp
         desk._session(verify.Ticket("rogue", job(session=f"{number:032x}"), 0, "r"))
     assert ("default", "edge1", "0" * 32) in desk.known
     assert len(desk.known) <= 64
+
+
+async def test_a_flood_of_long_sessions_of_one_tenant_fills_no_workers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pilotfish.cloud_worker import verify
+    from pilotfish.cloud_worker.engines.fake import FakeVerifier
+
+    class Idle:
+        info = FakeVerifier().info
+
+    monkeypatch.setattr(verify, "KNOWN_IDS_MAX", 10_000)
+    monkeypatch.setattr(verify, "WEIGHED_EVERY", 4)
+    desk = verify.Verification(Idle(), "w1", lambda tenant: 1)  # type: ignore[arg-type]
+    desk._session(verify.Ticket("default", job(), 0, "r")).ids.extend(PROMPT)
+    for number in range(50):
+        desk._session(verify.Ticket("default", job(session=f"a{number:031x}"), 0, "r")).ids.extend(PROMPT)
+    for number in range(500):
+        desk._session(verify.Ticket("rogue", job(session=f"{number:032x}"), 0, "r")).ids.extend(PROMPT * 40)
+        assert sum(len(known.ids) for known in desk.known.values()) <= 10_000 + 4 * 40 * len(PROMPT)
+    assert sum(tenant == "default" for tenant, _, _ in desk.known) == 51
 
 
 # --- starving others -------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_a_message_too_long_for_every_reader_is_not_written() -> None:
         encode(JOB.model_copy(update={"ids": (2**31 - 1,) * 250_000}))
 
 
-# --- any bytes: tests/hostile/test_fuzz.py has more, and shorter ways to the fields --------------------------------
+# --- any bytes: tests/hostile/ has more, and shorter ways to the fields --------------------------------
 
 
 @given(st.binary(max_size=200), st.sampled_from(KINDS))

@@ -74,6 +74,7 @@ async def test_a_strangers_name_for_this_machine_is_refused(host: str) -> None:
         ("https://evil.example", 403),
         ("null", 403),
         ("", 403),
+        ("http://[::1", 403),
     ],
 )
 async def test_only_our_own_pages_may_ask(origin: str, expected: int) -> None:

@@ -14,6 +14,7 @@ from rigs import TARGET, calls, job
 from helpers import wait_until
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import EdgeBroker
+from pilotfish.protocol.codec import encode
 from pilotfish.protocol.delivery import DEAD_LETTER_BYTES, Delivery
 from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.messages import Refusal
@@ -373,6 +374,18 @@ async def test_a_job_passed_on_twice_counts_its_hops_and_every_delivery(redis: R
     assert await second.pass_on(replace(again, deliveries=2), "w3")
     (last,) = await third.pick_up(30, 10)
     assert (last.sent_ms, last.deliveries, last.hops, last.cached_tokens) == (before.sent_ms, 2, 2, -1)
+
+
+async def test_an_entry_with_many_messages_is_one_job_when_it_is_passed_on_too(redis: Redis) -> None:
+    """Else an edge would make a thousand jobs of one, in a stream that no share and no bound looks at."""
+    first, second = await opened(redis, "w1"), await opened(redis, "w2")
+    stream, messages = keys.jobs(TARGET, keys.DEFAULT_TENANT), [encode(job(round=number)) for number in range(50)]
+    fields = [part for message in messages for part in (keys.FIELD_MESSAGE, message)]
+    await redis.execute_command("XADD", stream, "*", keys.FIELD_AGENT, "edge1", *fields)  # type: ignore[no-untyped-call]
+    (delivery,) = await first.pick_up(30, 10)
+    assert await first.pass_on(delivery, "w2")
+    (after,) = await second.pick_up(300, 10)
+    assert after.payload == delivery.payload == messages[-1]
 
 
 async def test_nothing_is_passed_to_who_has_no_stream_nor_what_is_no_longer_ours(redis: Redis) -> None:

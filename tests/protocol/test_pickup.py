@@ -167,3 +167,20 @@ async def test_what_was_read_when_a_worker_hangs_up_is_released(redis: Redis) ->
     await wait_until(lambda: ingress.held, "the job to be read")
     await asyncio.gather(*ingress.hang_up(), return_exceptions=True)
     await wait_until(lambda: not ingress.held, "its lease to be let go")
+
+
+async def test_a_tenant_that_is_revoked_while_we_ask_for_its_jobs_ends_no_worker(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingress = await opened(redis, MANY)
+    take = ingress._take_fairly
+
+    async def revoked_meanwhile(*how: Any) -> list[Delivery]:
+        found = await take(*how)
+        await redis.srem(keys.TENANTS, MANY[0])  # type: ignore[misc]
+        await ingress.beat({"state": "serving"})
+        return found
+
+    monkeypatch.setattr(ingress, "_take_fairly", revoked_meanwhile)
+    assert await ingress.pick_up(8, 10) == []
+    await asyncio.gather(*ingress.hang_up(), return_exceptions=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 from rigs import TARGET
@@ -26,6 +28,15 @@ async def test_who_has_no_quota_is_never_over_it_and_costs_no_command(redis: Red
     await usage.settle(0)
     assert not usage.over("acme")
     assert "cmdstat_evalsha" not in await redis.info("commandstats")
+
+
+async def test_who_is_revoked_while_many_are_settled_ends_no_worker(redis: Redis) -> None:
+    granted = {f"t{number:03}": Quota(rows_per_second=1000) for number in range(keys.STREAMS_MAX + 1)}
+    usage = Usage(redis, TARGET, "w1", granted)
+    settling = asyncio.create_task(usage.settle(0))
+    await asyncio.sleep(0)  # the first of them are on their way
+    granted.clear()
+    await settling
 
 
 async def test_a_rate_is_that_of_all_workers_together_and_debts_are_paid(redis: Redis) -> None:

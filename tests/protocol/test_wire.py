@@ -201,3 +201,42 @@ async def test_what_a_closed_connection_still_said_answers_no_call_of_the_next_o
     assert closing
     await line.send("ECHO", "next")
     assert await line.receive() == b"next"
+
+
+class Torn:
+    """A line whose first connection breaks when the second command is sent; who waits on it hears late (TLS)."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.late, self.again = asyncio.Event(), False
+
+    async def send(self, *command: bytes) -> None:
+        if command == (b"breaks",):
+            self.again = True
+            self.sent.clear()
+            raise rx.ConnectionError("broken")
+        self.sent.append(command[0])
+
+    async def receive(self) -> bytes:
+        if not self.again:
+            await self.late.wait()
+            raise rx.ConnectionError("closed")
+        return self.sent.pop(0)
+
+
+async def test_whoever_waits_on_a_broken_connection_fails_no_call_of_the_next_one(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = Torn()
+    monkeypatch.setattr(lane, "_line", torn)
+    first = asyncio.create_task(lane.call(b"first"))
+    await wait_until(lambda: torn.sent, "the first to leave")
+    with pytest.raises(rx.ConnectionError, match="broken"):
+        await lane.call(b"breaks")
+    third = asyncio.create_task(lane.call(b"third"))
+    await wait_until(lambda: torn.sent or third.done(), "the third to leave")
+    torn.late.set()
+    assert await third == b"third"
+    assert await lane.call(b"fourth") == b"fourth"
+    with pytest.raises(rx.ConnectionError):
+        await first

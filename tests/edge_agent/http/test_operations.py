@@ -10,7 +10,7 @@ import httpx
 import pytest
 from http_rigs import MODEL, alone, api, lonely_agent, served
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -30,6 +30,7 @@ ROUTES = {
     for route in API.app.app.routes
     if isinstance(route, Route)
 }
+SOCKETS = [route.path for route in API.app.app.routes if isinstance(route, WebSocketRoute)]
 
 
 def series() -> int:
@@ -178,9 +179,12 @@ async def test_whoever_has_no_key_gets_nothing_but_the_pages_own_file(serve: Any
                     open_to_all = path == "/" and serve is serve_api
                     assert answer.status_code == (200 if open_to_all else 401), (method, path)
         for header in ({}, {"authorization": "Bearer guess"}):
-            with pytest.raises(InvalidStatus, match="403"):
-                await connect(url.replace("http", "ws") + "/v1/stream", additional_headers=header)
+            for path in SOCKETS:
+                with pytest.raises(InvalidStatus, match="403"):
+                    await connect(url.replace("http", "ws") + path, additional_headers=header)
     assert not ended
+    assert {type(route) for route in API.app.app.routes} == {Route, WebSocketRoute}, "a kind that nobody tried"
+    assert SOCKETS
     await service.agent.stop()
 
 
