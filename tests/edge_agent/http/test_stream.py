@@ -61,7 +61,8 @@ async def test_drafts_corrections_and_final_tokens_tell_one_story(redis_url: str
             final += message["tokens"]
     assert [token["id"] for token in final] == IDS
     assert "".join(m["text"] for m in middle if m["type"] == "tokens") == bytes(IDS).decode(errors="replace")
-    assert corrected == sum(token["origin"] == "corrected" for token in final) > 0
+    # what was drafted on while the cloud wrote by itself may be withdrawn too: those tokens are "continued"
+    assert corrected >= sum(token["origin"] == "corrected" for token in final) > 0
     assert all(token["confidence"] == 0.7 for token in final if token["origin"] == "accepted")
     assert finished["pilotfish"]["corrected"] == corrected
 
