@@ -21,9 +21,9 @@ def played(*, suite: int, nightly: int, steps: int = 40) -> settings:
 
 
 def control() -> settings:
-    """Settings of a negative control: enough games to notice, and no time spent on making the failure small."""
+    """Settings of a negative control: games until it notices, and no time spent on making the failure small."""
     return settings(
-        played(suite=400, nightly=400),
+        played(suite=2_000, nightly=2_000),
         phases=[Phase.generate],
         database=None,
         print_blob=False,
