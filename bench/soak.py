@@ -29,7 +29,7 @@ from pilotfish.bench.leaks import ownerless
 from pilotfish.bench.report import Report, Target, target
 from pilotfish.protocol import keys
 from pilotfish.protocol.broker import connect
-from pilotfish.protocol.errors import EngineError
+from pilotfish.protocol.errors import EngineError, PilotfishError
 from pilotfish.protocol.messages import Prompt
 from pilotfish.protocol.shell import ShellBroker
 
@@ -100,13 +100,19 @@ class _Soak:
             "agent": self.agent.pid,
             "redis": redis_pid,
         }
-        async with asyncio.TaskGroup() as group:  # one lane that hangs ends the soak
-            for lane in lanes:
-                group.create_task(lane)
-            for _ in range(SAMPLES):
-                await asyncio.sleep(self.seconds / SAMPLES)
-                self._sample(pids)
-            self.over = True
+        try:
+            async with asyncio.TaskGroup() as group:  # one lane that hangs ends the soak
+                for lane in lanes:
+                    group.create_task(lane)
+                for _ in range(SAMPLES):
+                    await asyncio.sleep(self.seconds / SAMPLES)
+                    self._sample(pids)
+                self.over = True
+        except BaseExceptionGroup as group:
+            first = group.exceptions[0]
+            if isinstance(first, TimeoutError):
+                raise EngineError(f"a generation of the soak did not end within {HUNG_SECONDS:g} s") from None
+            raise first from None
 
     async def _own(self, lane: int) -> None:
         number = lane
@@ -125,11 +131,16 @@ class _Soak:
             shell = ShellBroker(client, keys.DEFAULT_TENANT)
             while not self.over:
                 prompt = Prompt(request=secrets.token_hex(16), text=secrets.token_hex(20), raw=True, max_tokens=50)
-                await shell.submit(prompt)
-                async with asyncio.timeout(HUNG_SECONDS):
-                    async for message in shell.output(prompt.request, follow=True):
-                        if message.type in ("finished", "failed"):
-                            self.done[f"submitted, {message.type}"] += 1
+                try:
+                    await shell.submit(prompt)
+                    async with asyncio.timeout(HUNG_SECONDS):
+                        async for message in shell.output(prompt.request, follow=True):
+                            if message.type in ("finished", "failed"):
+                                self.done[f"submitted, {message.type}"] += 1
+                except (
+                    PilotfishError
+                ) as error:  # such as an agent that did not beat for two seconds: it is told in the end
+                    self.done[f"submitted, {error.code}"] += 1
                 await client.delete(keys.output(keys.DEFAULT_TENANT, prompt.request))  # else an hour's worth stays
                 await asyncio.sleep(PACE_SECONDS)
 
