@@ -137,9 +137,7 @@ class _Soak:
                         async for message in shell.output(prompt.request, follow=True):
                             if message.type in ("finished", "failed"):
                                 self.done[f"submitted, {message.type}"] += 1
-                except (
-                    PilotfishError
-                ) as error:  # such as an agent that did not beat for two seconds: it is told in the end
+                except PilotfishError as error:  # such as an agent whose beat is late: told in the end
                     self.done[f"submitted, {error.code}"] += 1
                 await client.delete(keys.output(keys.DEFAULT_TENANT, prompt.request))  # else an hour's worth stays
                 await asyncio.sleep(PACE_SECONDS)
