@@ -244,7 +244,7 @@ class Agent:
         while True:
             await asyncio.sleep(PULSE_SECONDS)
             waiting = [generation for generation in self.generations.values() if generation.may_go_on_alone]
-            if waiting and not await self.broker.answers():
+            if waiting and not await self.broker.pulse.answers():
                 for generation in waiting:
                     generation.redis_is_silent()
 

@@ -82,6 +82,6 @@ class Outbox:
         if self._broker is None or self._target is None:
             return False
         try:
-            return await self._broker.answers() and await self._broker.live_workers(self._target.id) > 0
+            return await self._broker.pulse.answers() and await self._broker.live_workers(self._target.id) > 0
         except BrokerError:
             return False

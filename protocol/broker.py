@@ -20,8 +20,9 @@ from pilotfish.protocol import keys, metrics
 from pilotfish.protocol.codec import decode, encode
 from pilotfish.protocol.errors import BrokerError, BrokerRefused, BrokerUnreachable, InvalidMessage, NoWorker, WrongType
 from pilotfish.protocol.messages import Message, Prompt, ToEdge, ToShell
+from pilotfish.protocol.pulse import Pulse
 from pilotfish.protocol.settings import redacted
-from pilotfish.protocol.wire import Lane, Line, Wire, entries
+from pilotfish.protocol.wire import Lane, Line, entries
 
 log = logging.getLogger("pilotfish.broker")
 
@@ -30,9 +31,6 @@ SOCKET_SECONDS = 5.0  # longer than any BLOCK, so that a silent network is notic
 
 RENEW_SECONDS = 60.0  # between two renewals of what lives for an hour
 READS = 8  # requests for replies that wait in Redis: as many answers may come in one round trip
-SILENCE_SECONDS = 0.12  # a Redis that owes a PING's answer for so long, or for PATIENCE usual ones, counts as silent
-PATIENCE = 4.0
-LATE_SECONDS = 0.03
 PAUSE_SECONDS = 0.05  # the first pause of a lost connection; each next one is twice as long, up to PAUSE_MAX_SECONDS
 PAUSE_MAX_SECONDS = 1.0
 PROMPT_LEASE_MS = 3 * keys.LEASE_MS  # an agent renews it with its beat
@@ -119,27 +117,13 @@ class EdgeBroker:
     def __init__(self, redis: RedisBytes, tenant: str, agent: str, boot: str, *, padded: bool = False) -> None:
         self.redis, self.tenant, self.agent, self.boot, self.padded = redis, tenant, agent, boot, padded
         self._jobs, self._replies = Lane(redis, SOCKET_SECONDS), Line(redis, SOCKET_SECONDS)
-        self._pings = Wire(redis, SOCKET_SECONDS)
-        self._usual_seconds = 0.0  # of a PING, smoothed
+        self.pulse = Pulse(redis, SOCKET_SECONDS)
         self._renew_at = 0.0  # when what lives for an hour is renewed next
 
     @property
     def patience(self) -> float:
-        """Seconds after which an answer of Redis is no longer merely late."""
-        return max(SILENCE_SECONDS, PATIENCE * self._usual_seconds)
-
-    async def answers(self) -> bool:
-        """Whether Redis answers a PING in time. A paused one accepts connections, so that nothing else tells soon."""
-        started = time.monotonic()
-        try:
-            async with asyncio.timeout(self.patience):
-                await self._pings.call("PING")
-        except TimeoutError:
-            return time.monotonic() - started > self.patience + LATE_SECONDS  # it is we who slept: ask again
-        except (rx.RedisError, OSError):
-            return False
-        self._usual_seconds += (time.monotonic() - started - self._usual_seconds) / 8
-        return True
+        """Seconds after which a job that Redis has not confirmed is no longer merely on its way."""
+        return self.pulse.patience(connected=self._jobs.ready)
 
     async def publish(self, target: str, worker: str, message: Message) -> bytes:
         """XADD NOMKSTREAM to the worker that served last, else to `any`. Returns the entry's id.
@@ -224,6 +208,7 @@ class EdgeBroker:
 
     async def leave(self) -> None:
         """This agent takes no more prompts. What it owned ends at once, by PEXPIRE: no edge needs the right to DEL."""
+        await self.pulse.end()
         with translated():
             pipe = self.redis.pipeline(transaction=False)
             pipe.pexpire(keys.agent_beat(self.tenant, self.agent), 0)

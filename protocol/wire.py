@@ -48,12 +48,16 @@ class Wire:
         finally:
             await self._give(connection)
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next call finds an open connection; else it may have to open one, in round trips of its own."""
+        return bool(self._free) and _is_open(self._free[-1])
+
     async def _take(self) -> AbstractConnection:
         """An idle connection, else one of the pool's; one that Redis closed meanwhile is opened anew by `call`."""
         if self._free:
             idle = self._free.pop()
-            reader = idle._reader  # the pool's own check reads with a time-out, which costs more than a command
-            if reader is not None and reader.at_eof():
+            if idle._reader is not None and not _is_open(idle):
                 await idle.disconnect(nowait=True)
             return idle
         try:
@@ -83,6 +87,11 @@ class Line:
         self._pool, self._seconds = redis.connection_pool, seconds
         self._connection: AbstractConnection | None = None
         self._life = 0  # of the connection: what was asked in an earlier one is answered by nobody
+
+    @property
+    def ready(self) -> bool:
+        """As a Wire's."""
+        return self._connection is not None and _is_open(self._connection)
 
     async def send(self, *command: Any) -> None:
         """The command has left when this returns. Raises ConnectionError or TimeoutError of redis-py."""
@@ -136,8 +145,7 @@ class Line:
         if self._connection is None:
             self._connection = await self._pool.get_connection()
             self._connection.socket_timeout = None  # the time-outs are ours
-        reader = self._connection._reader
-        if reader is not None and reader.at_eof():
+        if self._connection._reader is not None and not _is_open(self._connection):
             self._life += 1
             await self._connection.disconnect(nowait=True)
         await self._connection.connect()  # nothing to do, unless it was closed
@@ -155,6 +163,11 @@ class Lane:
         self._sending = asyncio.Lock()
         self._due: deque[asyncio.Future[Any]] = deque()
         self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """As a Wire's."""
+        return self._line.ready
 
     async def call(self, *command: Any) -> Any:
         """One command, sent once. Raises what `Wire.call` does; the answer of a cancelled call is dropped."""
@@ -196,6 +209,11 @@ class Lane:
             due.set_exception(answer)
         else:
             due.set_result(answer)
+
+
+def _is_open(connection: AbstractConnection) -> bool:
+    """Without a look at the socket: the pool's own check reads with a time-out, which costs more than a command."""
+    return connection._reader is not None and not connection._reader.at_eof()
 
 
 def entries(answer: Any) -> Entries:

@@ -25,7 +25,7 @@ class Broker:
     agent, boot, patience = "edge1", "boot1", 0.05
 
     def __init__(self, trouble: Exception | None = None, workers: int = 1) -> None:
-        self.trouble, self.workers, self.open = trouble, workers, asyncio.Event()
+        self.trouble, self.workers, self.open, self.pulse = trouble, workers, asyncio.Event(), self
         self.asked: list[str] = []
         self.arrived: list[tuple[str, Message]] = []
 

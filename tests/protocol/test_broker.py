@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from rigs import TARGET, calls, job
 
 from helpers import wait_until
 from pilotfish.protocol import fleet, keys
-from pilotfish.protocol.broker import PATIENCE, SILENCE_SECONDS, EdgeBroker, connect, ensure_group, ping
+from pilotfish.protocol.broker import EdgeBroker, connect, ensure_group, ping
 from pilotfish.protocol.codec import encode
 from pilotfish.protocol.errors import AnswerLost, BrokerRefused, BrokerUnreachable, InvalidMessage, NoAgent, NoWorker
 from pilotfish.protocol.messages import Accepted, CancelRequest, Finished, Prompt, Refusal, Summary, Text
@@ -304,28 +303,6 @@ async def test_a_full_redis_is_named(redis: Redis, edge: EdgeBroker) -> None:
 async def test_no_worker_is_named(redis: Redis) -> None:
     with pytest.raises(NoWorker, match="start one with `pilotfish worker`"):
         await fleet.find_target(redis)
-
-
-async def test_a_paused_redis_does_not_answer_and_is_not_waited_for(redis: Redis, edge: EdgeBroker) -> None:
-    assert await edge.answers()
-    started = asyncio.get_running_loop().time()
-    await redis.client_pause(1_000)
-    assert not await edge.answers()
-    assert asyncio.get_running_loop().time() - started < 0.8
-    await wait_until(edge.answers, "Redis to answer again")
-
-
-async def test_who_slept_itself_calls_nobody_silent(redis: Redis, edge: EdgeBroker) -> None:
-    assert await edge.answers()
-    await redis.client_pause(500)
-    asyncio.get_running_loop().call_later(0.01, time.sleep, 0.3)
-    assert await edge.answers()
-
-
-async def test_who_is_far_away_is_not_called_silent(edge: EdgeBroker) -> None:
-    assert edge.patience == SILENCE_SECONDS
-    edge._usual_seconds = 0.1
-    assert edge.patience == PATIENCE * 0.1
 
 
 @pytest.mark.parametrize("said", [0, 2], ids=["before anyone took it", "in the middle of its answer"])
