@@ -62,6 +62,10 @@ class Cloud:
     silent: bool = False
     patience: float = 0.12
 
+    @property
+    def pulse(self) -> Cloud:
+        return self
+
     async def answers(self) -> bool:
         return not self.silent
 
