@@ -57,7 +57,7 @@ class Wire:
         """An idle connection, else one of the pool's; one that Redis closed meanwhile is opened anew by `call`."""
         if self._free:
             idle = self._free.pop()
-            if idle._reader is not None and not _is_open(idle):
+            if _hung_up(idle):
                 await idle.disconnect(nowait=True)
             return idle
         try:
@@ -145,7 +145,7 @@ class Line:
         if self._connection is None:
             self._connection = await self._pool.get_connection()
             self._connection.socket_timeout = None  # the time-outs are ours
-        if self._connection._reader is not None and not _is_open(self._connection):
+        if _hung_up(self._connection):
             self._life += 1
             await self._connection.disconnect(nowait=True)
         await self._connection.connect()  # nothing to do, unless it was closed
@@ -211,9 +211,13 @@ class Lane:
             due.set_result(answer)
 
 
+def _hung_up(connection: AbstractConnection) -> bool:
+    """Whether Redis closed it. The pool's own check reads with a time-out, which costs more than a command."""
+    return connection._reader is not None and connection._reader.at_eof()
+
+
 def _is_open(connection: AbstractConnection) -> bool:
-    """Without a look at the socket: the pool's own check reads with a time-out, which costs more than a command."""
-    return connection._reader is not None and not connection._reader.at_eof()
+    return connection.is_connected and not _hung_up(connection)
 
 
 def entries(answer: Any) -> Entries:
