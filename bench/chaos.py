@@ -25,7 +25,7 @@ from pilotfish.bench.chaos_plan import TICK_SECONDS, faults
 from pilotfish.bench.chaos_wire import read_both
 from pilotfish.bench.conditions import conditions, load_average
 from pilotfish.bench.report import Report, target
-from pilotfish.protocol.broker import end_tasks
+from pilotfish.protocol.tasks import end_tasks
 
 ROUNDS: Final = 20_000
 FLIPPED_SHARE: Final = 0.25  # of the rounds: workers that disagree at near-ties

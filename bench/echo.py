@@ -15,7 +15,8 @@ from typing import Any
 
 from pilotfish.bench.children import say_ready
 from pilotfish.protocol import keys
-from pilotfish.protocol.broker import RedisBytes, connect, end_tasks, ensure_group
+from pilotfish.protocol.broker import RedisBytes, connect, ensure_group
+from pilotfish.protocol.tasks import end_tasks
 
 JOBS, REPLIES, GROUP = "echo:jobs", "echo:replies", "echo"
 

@@ -16,7 +16,8 @@ from pilotfish.cache.block_mirror import BlockMirror
 from pilotfish.cache.prefix_index import BATCH_BLOCKS, PrefixIndex, Published, Share, buckets_for
 from pilotfish.cloud_worker.engines.base import KvChange
 from pilotfish.protocol import metrics
-from pilotfish.protocol.broker import PAUSE_MAX_SECONDS, PAUSE_SECONDS, end_tasks
+from pilotfish.protocol.broker import PAUSE_MAX_SECONDS, PAUSE_SECONDS
+from pilotfish.protocol.tasks import end_tasks
 
 log = logging.getLogger("pilotfish.index")
 

@@ -21,10 +21,11 @@ from pilotfish.cloud_worker.job_tasks import JobTasks
 from pilotfish.cloud_worker.routing import Router
 from pilotfish.protocol import keys
 from pilotfish.protocol.bounds import CENSUS_SECONDS, Bounds
-from pilotfish.protocol.broker import PAUSE_MAX_SECONDS, PAUSE_SECONDS, end_tasks
+from pilotfish.protocol.broker import PAUSE_MAX_SECONDS, PAUSE_SECONDS
 from pilotfish.protocol.errors import BrokerError
 from pilotfish.protocol.ingress import Ingress
 from pilotfish.protocol.shedding import Shedding
+from pilotfish.protocol.tasks import end_tasks
 
 log = logging.getLogger("pilotfish.worker")
 

@@ -26,7 +26,7 @@ from pilotfish.edge_agent.submissions import Submissions
 from pilotfish.edge_agent.task import WINDOW, Task
 from pilotfish.edge_agent.tokenizer import Tokenizer, Turns
 from pilotfish.protocol import keys, metrics
-from pilotfish.protocol.broker import EdgeBroker, end_tasks
+from pilotfish.protocol.broker import EdgeBroker
 from pilotfish.protocol.errors import (
     BrokerError,
     EmptyPrompt,
@@ -41,6 +41,7 @@ from pilotfish.protocol.messages import (
     Prompt,
     Sampling,
 )
+from pilotfish.protocol.tasks import end_tasks
 
 log = logging.getLogger("pilotfish.agent")
 T = TypeVar("T")

@@ -16,9 +16,10 @@ from pilotfish.edge_agent.generation import Generation
 from pilotfish.edge_agent.session import Committed
 from pilotfish.edge_agent.text import Decoder
 from pilotfish.protocol import keys
-from pilotfish.protocol.broker import EdgeBroker, Taken, end_tasks
+from pilotfish.protocol.broker import EdgeBroker, Taken
 from pilotfish.protocol.errors import BrokerError, InvalidMessage, PilotfishError
 from pilotfish.protocol.messages import Accepted, Failed, Finished, Prompt, Text
+from pilotfish.protocol.tasks import end_tasks
 
 if TYPE_CHECKING:
     from pilotfish.edge_agent.agent import Agent

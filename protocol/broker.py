@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -87,20 +87,6 @@ async def ping(redis: RedisBytes, url: str) -> None:
     """Raise BrokerUnreachable or BrokerRefused with the fix, or return."""
     with translated(url):
         await redis.ping()
-
-
-async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks that talk to Redis, until they end; what they raise is dropped.
-
-    Once is not enough in Python 3.11: redis-py sends within `asyncio.wait_for`, which there loses a cancellation that
-    arrives together with its result.
-    """
-    ending = list(tasks)
-    while pending := [task for task in ending if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=PAUSE_SECONDS)
-    await asyncio.gather(*ending, return_exceptions=True)
 
 
 class Taken(NamedTuple):

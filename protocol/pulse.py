@@ -14,6 +14,7 @@ from typing import Final
 import redis.exceptions as rx
 from redis.asyncio import Redis
 
+from pilotfish.protocol.tasks import end_tasks
 from pilotfish.protocol.wire import Wire
 
 SILENCE_SECONDS: Final = 0.12  # a Redis that owes an answer for so long, or for PATIENCE usual ones, counts as silent
@@ -64,6 +65,4 @@ class Pulse:
 
     async def end(self) -> None:
         """Wait for no answer any more."""
-        if self._asked:
-            self._asked.cancel()
-            await asyncio.wait({self._asked})
+        await end_tasks([self._asked] if self._asked else [])

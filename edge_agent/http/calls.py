@@ -21,9 +21,9 @@ from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.writer import Token, Watch, Writer, Written
 from pilotfish.edge_agent.task import Task
 from pilotfish.protocol import tracing
-from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import DeadlineExceeded, Draining, PromptTooLong, UsageError
 from pilotfish.protocol.messages import SEED_MAX, Prompt, Sampling
+from pilotfish.protocol.tasks import end_tasks
 
 
 @dataclass(eq=False)

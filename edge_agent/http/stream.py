@@ -31,8 +31,8 @@ from pilotfish.edge_agent.http.faults import fault
 from pilotfish.edge_agent.http.routes import bearer_of, client_of
 from pilotfish.edge_agent.http.service import Service
 from pilotfish.edge_agent.http.writer import Correction, Drafted, Written
-from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import UsageError
+from pilotfish.protocol.tasks import end_tasks
 
 log = logging.getLogger("pilotfish.http")
 

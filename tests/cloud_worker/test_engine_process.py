@@ -15,8 +15,8 @@ from helpers import wait_until
 from pilotfish.cloud_worker.engine_process import EngineProcess
 from pilotfish.cloud_worker.engines.base import VerifyEvent, VerifyRequest
 from pilotfish.cloud_worker.engines.spec import EngineSpec, fake_switches
-from pilotfish.protocol.broker import end_tasks
 from pilotfish.protocol.errors import EngineError, ModelError, RequestRefused
+from pilotfish.protocol.tasks import end_tasks
 
 
 def ask(name: str = "r", **changes: Any) -> VerifyRequest:
