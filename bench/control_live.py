@@ -99,7 +99,7 @@ async def live(target: Path, draft: Path) -> AsyncIterator[Live]:
         threads=len(own) or len(cores.available()), cores=",".join(map(str, own)),
     )  # fmt: skip
     with own_redis() as server:
-        async with worker(WorkerSpec(server.url, spec)), DelayProxy(*address(server.url), rtt_ms=0.0) as proxy:
+        async with worker(WorkerSpec(server.url, spec)), DelayProxy.before(server.url, rtt_ms=0.0) as proxy:
             with on_cores(edge_cores()):
                 inner = LlamaCppDrafter(
                     draft, context=CONTEXT, sessions=1, threads=1, confidence=strategy(DEFAULT).score
@@ -111,11 +111,3 @@ async def live(target: Path, draft: Path) -> AsyncIterator[Live]:
 
                 async with agent(proxy.through(server.url), drafter, tokenizer, inner.model.eog_ids) as running:
                     yield Live(running, proxy, drafter)
-
-
-def address(url: str) -> tuple[str, int]:
-    """Host and port of a Redis URL."""
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    return parts.hostname or "127.0.0.1", parts.port or 6379

@@ -33,6 +33,12 @@ class DelayProxy:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
+    @classmethod
+    def before(cls, url: str, *, rtt_ms: float) -> Self:
+        """In front of a Redis, by its URL."""
+        parts = urlsplit(url)
+        return cls(parts.hostname or HOST, parts.port or 6379, rtt_ms=rtt_ms)
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, HOST, self.port)
         self.port = self._server.sockets[0].getsockname()[1]

@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pilotfish.bench.ablation.presets import Variant
 from pilotfish.bench.ablation.prompts import Question
@@ -47,9 +46,8 @@ class Rig:
     @asynccontextmanager
     async def edge(self, variant: Variant, common: dict[str, Any], learned: Path) -> AsyncIterator[Edge]:
         """An agent of this variant behind a proxy, both its own. What it learns stays in the folder."""
-        parts = urlsplit(self.url)
         async with AsyncExitStack() as stack:
-            proxy = await stack.enter_async_context(DelayProxy(parts.hostname or "", parts.port or 6379, rtt_ms=0))
+            proxy = await stack.enter_async_context(DelayProxy.before(self.url, rtt_ms=0))
             child = stack.enter_context(Piped("pilotfish.bench.ablation.edge"))
             own = {
                 "redis_url": proxy.through(self.url), "tenant": tenant(variant), "cores": self.edge_cores,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
@@ -27,12 +26,8 @@ def pulse(redis: Redis) -> Pulse:
 @pytest.fixture
 async def far(redis_url: str) -> AsyncIterator[Redis]:
     """A client far away that has no connection yet."""
-    at = urlsplit(redis_url)
-    async with (
-        DelayProxy(at.hostname or "", at.port or 0, rtt_ms=RTT_MS) as proxy,
-        connect(proxy.through(redis_url)) as it,
-    ):
-        yield it
+    async with DelayProxy.before(redis_url, rtt_ms=RTT_MS) as proxy, connect(proxy.through(redis_url)) as client:
+        yield client
 
 
 async def cut(pulse: Pulse) -> None:
