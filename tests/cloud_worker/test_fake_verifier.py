@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from contracts import verifier as contract
 
@@ -16,15 +14,8 @@ def engine() -> FakeVerifier:
     return FakeVerifier(context=256, draft_max=8)
 
 
-@pytest.mark.parametrize("check", [*contract.CHECKS, *contract.RESIDENT_CHECKS], ids=lambda c: c.__name__)
-def test_contract(engine: Verifier, check: Callable[[Verifier], None]) -> None:
-    check(engine)
-
-
-@pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)
-@pytest.mark.parametrize("check", contract.SAMPLED_CHECKS, ids=lambda c: c.__name__)
-def test_contract_at(engine: Verifier, check: Callable[[Verifier, Sampling], None], sampling: Sampling) -> None:
-    check(engine, sampling)
+class TestContract(contract.ResidentContract):
+    """On this engine."""
 
 
 @pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)

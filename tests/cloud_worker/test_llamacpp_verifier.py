@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +30,8 @@ def engine(model_file: Path) -> Iterator[LlamaCppVerifier]:
     verifier.close()
 
 
-@pytest.mark.parametrize("check", [*contract.CHECKS, *contract.RESIDENT_CHECKS], ids=lambda c: c.__name__)
-def test_contract(engine: LlamaCppVerifier, check: Callable[[LlamaCppVerifier], None]) -> None:
-    check(engine)
-
-
-@pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)
-@pytest.mark.parametrize("check", contract.SAMPLED_CHECKS, ids=lambda c: c.__name__)
-def test_contract_at(
-    engine: LlamaCppVerifier, check: Callable[[LlamaCppVerifier, Sampling], None], sampling: Sampling
-) -> None:
-    check(engine, sampling)
+class TestContract(contract.ResidentContract):
+    """On this engine."""
 
 
 @pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)

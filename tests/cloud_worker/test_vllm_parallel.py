@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,17 +57,8 @@ def ranks(engine: VllmVerifier) -> list[BaseProcess]:
     return [worker.proc for worker in engine._core.model_executor.workers]
 
 
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
-def test_contract(engine: VllmVerifier, check: Callable[[VllmVerifier], None]) -> None:
-    check(engine)
-
-
-@pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)
-@pytest.mark.parametrize("check", contract.SAMPLED_CHECKS, ids=lambda check: check.__name__)
-def test_contract_at_a_temperature(
-    engine: VllmVerifier, check: Callable[[VllmVerifier, Sampling], None], sampling: Sampling
-) -> None:
-    check(engine, sampling)
+class TestContract(contract.Contract):
+    """On this engine."""
 
 
 @pytest.mark.parametrize("drafts", contract.DRAFTS.values(), ids=contract.DRAFTS)

@@ -194,17 +194,8 @@ def test_a_request_keeps_its_own_parameters_in_a_mixed_batch(rounds: Rounds) -> 
 
 
 # check_counts asks for a session that stays in the engine; these rounds are stateless and reuse whole blocks only.
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
-def test_contract(engine: VllmVerifier, check: Callable[[VllmVerifier], None]) -> None:
-    check(engine)
-
-
-@pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)
-@pytest.mark.parametrize("check", contract.SAMPLED_CHECKS, ids=lambda check: check.__name__)
-def test_contract_at_a_temperature(
-    engine: VllmVerifier, check: Callable[[VllmVerifier, Sampling], None], sampling: Sampling
-) -> None:
-    check(engine, sampling)
+class TestContract(contract.Contract):
+    """On this engine."""
 
 
 @pytest.mark.parametrize("sampling", contract.SAMPLINGS.values(), ids=contract.SAMPLINGS)

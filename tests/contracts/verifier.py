@@ -420,3 +420,26 @@ SAMPLED_CHECKS: list[Callable[[Verifier, Sampling], None]] = [
     check_disagreeing,
     check_diverged_prefix,
 ]
+
+
+class Contract:
+    """The checks of every verifier as tests. Subclass it where a fixture `engine` gives one that is open."""
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_contract(self, engine: Verifier, check: Callable[[Verifier], None]) -> None:
+        check(engine)
+
+    @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+    @pytest.mark.parametrize("check", SAMPLED_CHECKS, ids=lambda check: check.__name__)
+    def test_contract_at(
+        self, engine: Verifier, check: Callable[[Verifier, Sampling], None], sampling: Sampling
+    ) -> None:
+        check(engine, sampling)
+
+
+class ResidentContract(Contract):
+    """Of engines that keep a session's KV between rounds, besides."""
+
+    @pytest.mark.parametrize("check", RESIDENT_CHECKS, ids=lambda check: check.__name__)
+    def test_contract_of_sessions_that_stay(self, engine: Verifier, check: Callable[[Verifier], None]) -> None:
+        check(engine)
